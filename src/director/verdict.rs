@@ -1,0 +1,92 @@
+//! What becomes of a frame.
+
+use crate::types::PortId;
+
+/// What the director decided about a frame. Every frame gets exactly one, once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not decided yet: a frame before the director saw it.
+    Undecided,
+    /// Send it out of this port, to a real server or, as a reply, to a client.
+    Transmit(PortId),
+    /// Send this frame, which the director made of the one it received, back where that came from.
+    Reply(PortId),
+    /// Not ours: the host's own stack is to see it.
+    ToHost,
+    /// Nothing more happens to it.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+        /// Why a frame was dropped. Closed: a frame that is dropped is dropped for exactly one of these.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl DropReason {
+            /// All reasons, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The reason's name in `uvs stats`, replay summaries and tests.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than its Ethernet header, or than what that announces.
+    TruncatedFrame = "truncated-frame",
+    /// An IPv4 header that is too short, has a wrong version, or a total length beyond the frame.
+    BadIpv4Header = "bad-ipv4-header",
+    /// The IPv4 header's checksum is wrong.
+    BadIpv4Checksum = "bad-ipv4-checksum",
+    /// An IPv6 header or extension header that is cut off, or a chain of them over the limit.
+    BadIpv6Header = "bad-ipv6-header",
+    /// A TCP, UDP or SCTP header that is cut off or contradicts itself.
+    BadTransportHeader = "bad-transport-header",
+    /// A fragment to a virtual service; these are not forwarded.
+    Fragment = "fragment",
+    /// The service has no real server that may take a new connection.
+    NoRealServer = "no-real-server",
+    /// The connection's real server was removed, and `expire_nodest_conn` is 0.
+    RealServerGone = "real-server-gone",
+    /// TTL or hop limit would become zero.
+    TtlExpired = "ttl-expired",
+    /// Larger than the next hop's MTU and not to be fragmented.
+    TooBig = "too-big",
+    /// No free connection record, bucket or timer.
+    ConnectionTableFull = "connection-table-full",
+    /// The kernel has no route to the real server.
+    NoRoute = "no-route",
+    /// The route to the real server leads out of an interface that the director was not given.
+    ForeignInterface = "foreign-interface",
+    /// The real server's link address could not be resolved in time.
+    NeighbourFailed = "neighbour-failed",
+    /// Too many frames already wait for a link address.
+    NeighbourQueueFull = "neighbour-queue-full",
+    /// The port out is down.
+    PortDown = "port-down",
+    /// A packet in mid-connection that an earlier, killed director may have known: neither scheduled nor
+    /// shown to the host, which would reset it.
+    UnknownAfterRestart = "unknown-after-restart",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_their_counters_indices_and_have_distinct_names() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        let names: std::collections::HashSet<_> =
+            DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}

@@ -1,0 +1,5 @@
+//! Forwarding: how a packet is changed so that it reaches its real server.
+
+mod next_hop;
+
+pub use next_hop::{NextHop, NextHopError, VlanTag};

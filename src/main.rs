@@ -1,0 +1,3 @@
+//! The `uvs` program.
+
+fn main() {}

@@ -1,0 +1,8 @@
+//! The system: everything that needs `unsafe`, behind safe types.
+//!
+//! The only folder in which `unsafe` is allowed. Each block says why it is sound and why safe code cannot do
+//! the same. Nothing here knows what a service or a connection is.
+#![allow(unsafe_code)]
+
+pub mod frames;
+pub mod memory;
