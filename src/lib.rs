@@ -8,7 +8,7 @@
 //! # [`types`] - values
 //! Addresses, keys, time (never a clock).
 //!
-//! # [`forward`], [`director`] - the parts of the director, and the director
+//! # [`service`], [`scheduler`], [`conn`], [`forward`], [`director`] - the parts of the director, and the director
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
 //! # [`io`] - the machine
@@ -17,7 +17,10 @@
 pub mod sys;
 pub mod types;
 
+pub mod conn;
 pub mod forward;
+pub mod scheduler;
+pub mod service;
 
 pub mod director;
 

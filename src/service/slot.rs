@@ -1,0 +1,244 @@
+//! Slots: what connections share with the real server that they go to.
+
+use crate::sys::memory::atomic::{AtomicU32, Ordering};
+use crate::types::ForwardingMethod;
+
+use super::ServiceId;
+
+/// Most real servers at a time, over all services, those whose connections outlive them included.
+pub const MAX_REAL_SERVERS: usize = 65_536;
+
+/// Names a real server of one service for as long as it, or a connection to it, lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServerId(pub u32);
+
+impl ServerId {
+    /// As an index of per-server tables.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The shared state of one real server. All plain atomics: each is read and changed on its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ServerSlot {
+    weight: AtomicU32,
+    active: AtomicU32,
+    inactive: AtomicU32,
+    persistent: AtomicU32,
+    available: AtomicU32,
+    overloaded: AtomicU32,
+    upper_threshold: AtomicU32,
+    lower_threshold: AtomicU32,
+    service: AtomicU32,
+    method: AtomicU32,
+}
+
+impl ServerSlot {
+    /// Scheduling weight; 0 takes no new connections.
+    #[inline]
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Sets the weight. The service's scheduler is to be told.
+    pub fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// Connections in an active state (`ip_vs_proto_tcp.c`: tcp_state_active_table).
+    #[inline]
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// The other connections.
+    #[inline]
+    pub fn inactive(&self) -> u32 {
+        self.inactive.load(Ordering::Relaxed)
+    }
+
+    /// Connection templates.
+    pub fn persistent(&self) -> u32 {
+        self.persistent.load(Ordering::Relaxed)
+    }
+
+    /// What the load-sensitive schedulers compare: an active connection weighs as much as 256 inactive ones
+    /// (`ip_vs_dest_conn_overhead`).
+    #[inline]
+    pub fn overhead(&self) -> u64 {
+        (u64::from(self.active()) << 8) + u64::from(self.inactive())
+    }
+
+    /// Whether the real server is configured; false once it was removed and only connections remember it.
+    #[inline]
+    pub fn is_available(&self) -> bool {
+        self.available.load(Ordering::Acquire) != 0
+    }
+
+    /// Marks the real server as configured or removed.
+    pub fn set_available(&self, available: bool) {
+        self.available.store(u32::from(available), Ordering::Release);
+    }
+
+    /// Whether the upper threshold was reached and the lower not yet gone below.
+    #[inline]
+    pub fn is_overloaded(&self) -> bool {
+        self.overloaded.load(Ordering::Relaxed) != 0
+    }
+
+    /// Connection counts at which scheduling stops (`-x`) and starts again (`-y`); 0 for none.
+    pub fn thresholds(&self) -> (u32, u32) {
+        (self.upper_threshold.load(Ordering::Relaxed), self.lower_threshold.load(Ordering::Relaxed))
+    }
+
+    /// Sets the thresholds; taking effect with the next connection, except that no upper threshold ends an
+    /// overload at once (`__ip_vs_update_dest`).
+    pub fn set_thresholds(&self, upper: u32, lower: u32) {
+        if upper == 0 || upper > self.upper_threshold.load(Ordering::Relaxed) {
+            self.overloaded.store(0, Ordering::Relaxed);
+        }
+        self.upper_threshold.store(upper, Ordering::Relaxed);
+        self.lower_threshold.store(lower, Ordering::Relaxed);
+    }
+
+    /// The service that this real server belongs to.
+    #[inline]
+    pub fn service(&self) -> ServiceId {
+        ServiceId(self.service.load(Ordering::Relaxed))
+    }
+
+    /// The forwarding method that new connections take.
+    pub fn method(&self) -> ForwardingMethod {
+        match self.method.load(Ordering::Relaxed) {
+            0 => ForwardingMethod::Masquerading,
+            1 => ForwardingMethod::Local,
+            2 => ForwardingMethod::Tunnel,
+            _ => ForwardingMethod::DirectRouting,
+        }
+    }
+
+    /// Sets the forwarding method of new connections.
+    pub fn set_method(&self, method: ForwardingMethod) {
+        self.method.store(method as u32, Ordering::Relaxed);
+    }
+
+    /// Prepares the slot for a new real server of `service`.
+    pub fn assign(&self, service: ServiceId) {
+        for count in [&self.active, &self.inactive, &self.persistent, &self.overloaded] {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.service.store(service.0, Ordering::Relaxed);
+    }
+
+    /// Connections of either kind: while there are any, the slot cannot be given to another real server.
+    pub fn connections(&self) -> u32 {
+        self.active().saturating_add(self.inactive()).saturating_add(self.persistent())
+    }
+
+    /// Counts a new connection, which starts inactive; raises the overload flag at the upper threshold
+    /// (`ip_vs_bind_dest`).
+    pub fn connection_added(&self) {
+        let inactive = self.inactive.fetch_add(1, Ordering::Relaxed) + 1;
+        let upper = self.upper_threshold.load(Ordering::Relaxed);
+        if upper != 0 && inactive.saturating_add(self.active()) >= upper {
+            self.overloaded.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Moves a connection between the two counts.
+    #[inline]
+    pub fn connection_moved(&self, to_active: bool) {
+        let (up, down) =
+            if to_active { (&self.active, &self.inactive) } else { (&self.inactive, &self.active) };
+        up.fetch_add(1, Ordering::Relaxed);
+        down.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Forgets a connection; ends an overload once below the lower threshold, or below three quarters of the
+    /// upper where there is no lower (`ip_vs_dest_totalconns`, `ip_vs_unbind_dest`).
+    pub fn connection_removed(&self, was_active: bool) {
+        let count = if was_active { &self.active } else { &self.inactive };
+        count.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_overloaded() {
+            return;
+        }
+        let total = u64::from(self.active()) + u64::from(self.inactive());
+        let (upper, lower) = self.thresholds();
+        let relieved = match (upper, lower) {
+            (_, 1..) => total < u64::from(lower),
+            (1.., 0) => total * 4 < u64::from(upper) * 3,
+            (0, 0) => true,
+        };
+        if relieved {
+            self.overloaded.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// All slots: a fixed array, indexed by [`ServerId`].
+#[derive(Debug)]
+pub struct ServerSlots(Box<[ServerSlot]>);
+
+impl ServerSlots {
+    /// `count` empty slots, at most [`MAX_REAL_SERVERS`].
+    pub fn new(count: usize) -> Self {
+        Self((0..count.min(MAX_REAL_SERVERS)).map(|_| ServerSlot::default()).collect())
+    }
+
+    /// Number of slots.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no slot at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The slot of `id`, which must have come from these slots' allocation.
+    ///
+    /// # Panics
+    /// For an id beyond the table: an error in the program.
+    #[inline]
+    pub fn get(&self, id: ServerId) -> &ServerSlot {
+        &self.0[id.index()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overload_starts_at_the_upper_threshold_and_ends_below_the_lower() {
+        // {upper, lower, connections at which it ends}: with no lower threshold, below 3/4 of the upper.
+        for (upper, lower, ends_at) in [(4, 2, 1), (4, 0, 2), (8, 0, 5), (3, 1, 0)] {
+            let slot = ServerSlot::default();
+            slot.set_thresholds(upper, lower);
+            for count in 1..=upper {
+                slot.connection_added();
+                assert_eq!(slot.is_overloaded(), count == upper, "{upper} {lower}: {count} connections");
+            }
+            let mut left = upper;
+            while slot.is_overloaded() {
+                slot.connection_removed(false);
+                left -= 1;
+            }
+            assert_eq!(left, ends_at, "{upper} {lower}");
+        }
+    }
+
+    #[test]
+    fn connections_count_once_wherever_they_move() {
+        let slot = ServerSlot::default();
+        slot.connection_added();
+        assert_eq!((slot.active(), slot.inactive(), slot.overhead()), (0, 1, 1));
+        slot.connection_moved(true);
+        assert_eq!((slot.active(), slot.inactive(), slot.overhead()), (1, 0, 256));
+        slot.connection_removed(true);
+        assert_eq!(slot.connections(), 0);
+    }
+}
