@@ -8,6 +8,9 @@
 //! # [`types`] - values
 //! Addresses, keys, time (never a clock).
 //!
+//! # [`wire`] - bytes
+//! Packets read and rewritten in place. Any bytes, no panic.
+//!
 //! # [`service`], [`scheduler`], [`conn`], [`forward`], [`director`] - the parts of the director, and the director
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
@@ -16,6 +19,7 @@
 
 pub mod sys;
 pub mod types;
+pub mod wire;
 
 pub mod conn;
 pub mod forward;

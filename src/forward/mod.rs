@@ -2,4 +2,5 @@
 
 mod next_hop;
 
-pub use next_hop::{NextHop, NextHopError, VlanTag};
+pub use crate::types::VlanTag;
+pub use next_hop::{NextHop, NextHopError};

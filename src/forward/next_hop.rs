@@ -1,15 +1,6 @@
 //! Where a packet for a real server leaves, and to whose link address.
 
-use crate::types::{MacAddress, PortId};
-
-/// An IEEE 802.1Q tag.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VlanTag {
-    /// Tag protocol identifier: 0x8100, or 0x88a8 for a service tag.
-    pub protocol: u16,
-    /// VLAN identifier, 1..=4094.
-    pub id: u16,
-}
+use crate::types::{MacAddress, PortId, VlanTag};
 
 /// The way to one real server, as the kernel's routes and neighbours have it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

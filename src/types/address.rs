@@ -77,6 +77,15 @@ impl FromStr for MacAddress {
     }
 }
 
+/// An IEEE 802.1Q tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VlanTag {
+    /// Tag protocol identifier: 0x8100, or 0x88a8 for a service tag.
+    pub protocol: u16,
+    /// VLAN identifier, 1..=4094.
+    pub id: u16,
+}
+
 /// A port of the director: one of the interfaces it was given, in the order given.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PortId(pub u16);

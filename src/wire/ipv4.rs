@@ -1,0 +1,180 @@
+//! The IPv4 header (RFC 791).
+
+use etherparse::Ipv4HeaderSlice;
+
+use super::checksum::{Change, Sum};
+use super::ethernet::Link;
+use super::{Addresses, Fragment, Malformed, Parsed, transport, u16_at};
+
+/// Bytes of a header without options.
+pub const HEADER_LENGTH: usize = 20;
+/// Offset of the type of service byte in the header.
+pub const TOS: usize = 1;
+/// Offset of the total length.
+pub const TOTAL_LENGTH: usize = 2;
+/// Offset of the identification.
+pub const IDENTIFICATION: usize = 4;
+/// Offset of the flags and the fragment offset.
+pub const FRAGMENT: usize = 6;
+/// Offset of the time to live.
+pub const TTL: usize = 8;
+/// Offset of the protocol number.
+pub const PROTOCOL: usize = 9;
+/// Offset of the header's checksum.
+pub const CHECKSUM: usize = 10;
+/// Offset of the source address.
+pub const SOURCE: usize = 12;
+/// Offset of the destination address.
+pub const DESTINATION: usize = 16;
+
+/// Reads the packet at `link.ip_offset`. The checks and their order are `ip_rcv_core`'s (net/ipv4/ip_input.c):
+/// version and header length, checksum, total length. Beyond these a fragment must end within 65,535 bytes.
+#[inline]
+pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Parsed, Malformed> {
+    let bytes = frame.get(usize::from(link.ip_offset)..).unwrap_or_default();
+    if bytes.len() < HEADER_LENGTH {
+        return Err(Malformed::TruncatedFrame);
+    }
+    let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|_| Malformed::BadIpv4Header)?;
+    if STRICT && !checksum_is_right(header.slice()) {
+        return Err(Malformed::BadIpv4Checksum);
+    }
+    let header_length = header.slice().len();
+    let total_length = usize::from(header.total_len());
+    if total_length < header_length || (STRICT && total_length > bytes.len()) {
+        return Err(Malformed::BadIpv4Header);
+    }
+    let payload = &bytes[header_length..total_length.min(bytes.len()).max(header_length)];
+    let fragment = fragment(&header, total_length - header_length)?;
+    let protocol = header.protocol().0;
+    let upper = transport::parse::<STRICT>(protocol, payload, fragment)?;
+    Ok(Parsed {
+        addresses: Addresses::V4 {
+            source: u32::from_be_bytes(header.source()),
+            destination: u32::from_be_bytes(header.destination()),
+        },
+        fragment,
+        ip_length: total_length as u32,
+        destination_mac: link.destination,
+        vlan: link.vlan,
+        ip_offset: link.ip_offset,
+        transport_offset: link.ip_offset.saturating_add(header_length as u16),
+        source_port: upper.source_port,
+        destination_port: upper.destination_port,
+        protocol,
+        ttl: header.ttl(),
+        dont_fragment: header.dont_fragment(),
+        tcp_flags: upper.tcp_flags,
+        sctp_chunk: upper.sctp_chunk,
+        sctp_abort_follows: upper.sctp_abort_follows,
+        icmp_type: upper.icmp_type,
+    })
+}
+
+#[inline]
+fn fragment(header: &Ipv4HeaderSlice<'_>, payload_length: usize) -> Result<Fragment, Malformed> {
+    let (offset, more) = (header.fragments_offset().value(), header.more_fragments());
+    if offset == 0 && !more {
+        return Ok(Fragment::Whole);
+    }
+    let identification = u32::from(header.identification());
+    // The field counts units of 8 bytes and has 13 bits: no overflow here.
+    let offset = offset * 8;
+    if usize::from(offset) + payload_length > usize::from(u16::MAX) {
+        return Err(Malformed::BadIpv4Header);
+    }
+    Ok(if offset == 0 {
+        Fragment::First { identification }
+    } else {
+        Fragment::Later { identification, offset, more }
+    })
+}
+
+/// Whether a header, options included, sums up.
+#[inline]
+pub fn checksum_is_right(header: &[u8]) -> bool {
+    // The common length by itself: the compiler unrolls it.
+    let sum = match <&[u8; HEADER_LENGTH]>::try_from(header) {
+        Ok(header) => Sum::ZERO.bytes(header),
+        Err(_) => Sum::ZERO.bytes(header),
+    };
+    sum.fold() == 0xffff
+}
+
+/// Writes a header's checksum, computed anew. False, and nothing done, for less than a header.
+#[must_use]
+pub fn write_checksum(header: &mut [u8]) -> bool {
+    if header.len() < HEADER_LENGTH {
+        return false;
+    }
+    header[CHECKSUM..CHECKSUM + 2].fill(0);
+    let checksum = Sum::ZERO.bytes(header).checksum();
+    header[CHECKSUM..CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
+    true
+}
+
+/// Applies `change` to the header's checksum. False, and nothing done, for less than a header.
+#[inline]
+#[must_use]
+pub fn update_checksum(header: &mut [u8], change: Change) -> bool {
+    let Some(checksum) = u16_at(header, CHECKSUM) else { return false };
+    header[CHECKSUM..CHECKSUM + 2].copy_from_slice(&change.apply(checksum).to_be_bytes());
+    true
+}
+
+/// Takes one off the time to live of the packet that `packet` begins with, and updates the header's checksum.
+/// False, and nothing done, where it is 0 or 1 (time exceeded) or there is no whole header.
+#[inline]
+#[must_use]
+pub fn decrement_ttl(packet: &mut [u8]) -> bool {
+    let Some(header) = packet.first_chunk_mut::<HEADER_LENGTH>() else { return false };
+    if header[TTL] <= 1 {
+        return false;
+    }
+    // The time to live is the high byte of a 16-bit word, of which the protocol is the low byte.
+    let old = u16::from_be_bytes([header[TTL], header[PROTOCOL]]);
+    header[TTL] -= 1;
+    update_checksum(header, Change::NONE.u16(old, old - 0x0100))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::build::Build;
+
+    #[test]
+    fn the_last_hop_is_not_taken_off() {
+        for ttl in [0, 1] {
+            let mut packet = Build::ipv4([10, 0, 0, 1], [10, 0, 0, 2]).ttl(ttl).packet();
+            let before = packet.clone();
+            assert!(!decrement_ttl(&mut packet));
+            assert_eq!(packet, before);
+        }
+        assert!(!decrement_ttl(&mut [0x45; HEADER_LENGTH - 1]));
+    }
+
+    proptest! {
+        #[test]
+        fn decrementing_keeps_the_checksum_right(
+            source: [u8; 4], destination: [u8; 4], tos: u8, ttl in 2_u8.., identification: u32,
+            options in proptest::collection::vec(any::<u8>(), 0..=40),
+        ) {
+            let build = Build::ipv4(source, destination).tos(tos).identification(identification).options(&options);
+            let mut packet = build.clone().ttl(ttl).packet();
+            prop_assert!(decrement_ttl(&mut packet));
+            prop_assert_eq!(packet, build.ttl(ttl - 1).packet());
+        }
+
+        #[test]
+        fn a_written_checksum_is_right(mut header in proptest::collection::vec(any::<u8>(), 20..=60)) {
+            header.truncate(header.len() & !3);
+            header[0] |= 0x40;
+            prop_assert!(write_checksum(&mut header));
+            prop_assert!(checksum_is_right(&header));
+            header[5] = header[5].wrapping_add(1);
+            prop_assert!(!checksum_is_right(&header));
+        }
+    }
+}
