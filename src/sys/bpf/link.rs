@@ -13,17 +13,18 @@ pub enum AttachPoint {
     XdpNative,
     /// XDP in the network stack, for drivers without.
     XdpGeneric,
-    /// TCX ingress: after packet sockets, before the network stack.
+    /// TCX ingress: after packet sockets, before the network stack, and before any other TCX program there is:
+    /// one that accepts a frame would hide it from those behind.
     TcxIngress,
 }
 
 impl AttachPoint {
-    /// `enum bpf_attach_type`, and the flags of `linux/if_link.h`.
+    /// `enum bpf_attach_type`; and the flags: XDP's of `linux/if_link.h`, TCX's `BPF_F_BEFORE`.
     const fn type_and_flags(self) -> (u32, u32) {
         match self {
             Self::XdpNative => (37, 1 << 2),
             Self::XdpGeneric => (37, 1 << 1),
-            Self::TcxIngress => (46, 0),
+            Self::TcxIngress => (46, 1 << 3),
         }
     }
 }
