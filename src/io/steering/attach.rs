@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use rustix::net::{AddressFamily, SocketType};
+
 use super::directory::{Directory, DirectoryLock, Entry, InterfaceLock, Pins};
 use super::program::{self, Flavour};
 use super::table::KeyTable;
@@ -21,6 +23,14 @@ pub(super) struct Attached {
     lock: Option<InterfaceLock>,
 }
 
+/// What is to be attached to.
+#[derive(Clone, Copy)]
+struct Target<'wanted> {
+    wanted: &'wanted SteeredInterface,
+    /// In the calling thread's network namespace.
+    index: u32,
+}
+
 impl SteeringKind {
     const fn attach_point(self) -> AttachPoint {
         match self {
@@ -38,6 +48,7 @@ pub(super) fn attach(
     wanted: &SteeredInterface,
 ) -> Result<(Attached, AttachReport), SteeringError> {
     let entry = Entry::of(&wanted.name)?;
+    let target = Target { index: index_of(&wanted.name)?, wanted };
     let mut warnings = Vec::new();
     let locked = match directory.lock() {
         Ok(locked) => Some(locked),
@@ -52,7 +63,7 @@ pub(super) fn attach(
         }
     };
     let Some(locked) = locked else {
-        return attach_with(keys, wanted, None, None, warnings);
+        return attach_with(keys, target, None, None, warnings);
     };
     let lock = directory.lock_interface(&entry, &locked)?;
     let pins = match directory.open_pins(&entry, &locked) {
@@ -62,7 +73,7 @@ pub(super) fn attach(
             None
         }
     };
-    let result = attach_with(keys, wanted, pins, Some(lock), warnings);
+    let result = attach_with(keys, target, pins, Some(lock), warnings);
     if result.is_err() {
         // What is still pinned keeps dropping frames for the next attempt; otherwise nothing is to be left.
         // The first error is the one to tell.
@@ -90,11 +101,12 @@ fn tidy_up(directory: &Directory, entry: &Entry, locked: &DirectoryLock) -> Resu
 
 fn attach_with(
     keys: &mut KeyTable,
-    wanted: &SteeredInterface,
+    target: Target<'_>,
     pins: Option<Pins>,
     lock: Option<InterfaceLock>,
     mut warnings: Vec<String>,
 ) -> Result<(Attached, AttachReport), SteeringError> {
+    let wanted = target.wanted;
     let kind = wanted.kind;
     if let Some(old) = pins.as_ref().map(Pins::keys).transpose()?.flatten()
         && !keys.merge(&old)?
@@ -126,8 +138,8 @@ fn attach_with(
         None => None,
     };
     let (link, adopted) = match &pins {
-        Some(pins) => put_program(keys, wanted, pins, &program)?,
-        None => (link(&program, kind, wanted)?, false),
+        Some(pins) => put_program(keys, target, pins, &program)?,
+        None => (link(&program, kind, target)?, false),
     };
     let report = AttachReport { interface: wanted.name.clone(), adopted, pinned: pins.is_some(), warnings };
     let name = wanted.name.clone();
@@ -138,22 +150,22 @@ fn attach_with(
 /// its keys reach the host. Also says whether there was anything.
 fn put_program(
     keys: &KeyTable,
-    wanted: &SteeredInterface,
+    target: Target<'_>,
     pins: &Pins,
     program: &Program,
 ) -> Result<(Link, bool), SteeringError> {
-    let mut old = pins.links(wanted.index)?;
+    let mut old = pins.links(target.index)?;
     let adopted = !old.is_empty();
-    let new = match old.iter().position(|(kind, _)| *kind == wanted.kind) {
+    let new = match old.iter().position(|(kind, _)| *kind == target.wanted.kind) {
         Some(same) => {
             let (_, link) = old.swap_remove(same);
             link.replace_program(program)?;
             link
         }
         None => {
-            make_way_for(keys, wanted, pins, &mut old)?;
-            let link = link(program, wanted.kind, wanted)?;
-            pins.put_link(wanted.kind, &link)?;
+            make_way_for(keys, target, pins, &mut old)?;
+            let link = link(program, target.wanted.kind, target)?;
+            pins.put_link(target.wanted.kind, &link)?;
             link
         }
     };
@@ -167,19 +179,19 @@ fn put_program(
 /// and if that does not work until the next attempt, a guard stands in.
 fn make_way_for(
     keys: &KeyTable,
-    wanted: &SteeredInterface,
+    target: Target<'_>,
     pins: &Pins,
     old: &mut Vec<(SteeringKind, Link)>,
 ) -> Result<(), SteeringError> {
     let Some(at) = old.iter().position(|(kind, _)| *kind != SteeringKind::Guard) else {
         return Ok(());
     };
-    if wanted.kind == SteeringKind::Guard {
+    if target.wanted.kind == SteeringKind::Guard {
         return Ok(());
     }
     if old.iter().all(|(kind, _)| *kind != SteeringKind::Guard) {
         let program = program::load(keys.map(), Flavour::Guard)?;
-        let guard = link(&program, SteeringKind::Guard, wanted)?;
+        let guard = link(&program, SteeringKind::Guard, target)?;
         pins.put_link(SteeringKind::Guard, &guard)?;
         old.push((SteeringKind::Guard, guard));
     }
@@ -187,12 +199,22 @@ fn make_way_for(
     pins.remove_link(kind, &xdp)
 }
 
-fn link(program: &Program, kind: SteeringKind, wanted: &SteeredInterface) -> Result<Link, SteeringError> {
-    Link::attach(program, kind.attach_point(), wanted.index).map_err(|source| SteeringError::Attach {
-        interface: wanted.name.clone(),
+fn link(program: &Program, kind: SteeringKind, target: Target<'_>) -> Result<Link, SteeringError> {
+    Link::attach(program, kind.attach_point(), target.index).map_err(|source| SteeringError::Attach {
+        interface: target.wanted.name.clone(),
         kind,
         source,
     })
+}
+
+fn index_of(interface: &str) -> Result<u32, SteeringError> {
+    // Any socket takes the question.
+    rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)
+        .and_then(|socket| rustix::net::netdevice::name_to_index(&socket, interface))
+        .map_err(|source| SteeringError::NoSuchInterface {
+            interface: interface.to_owned(),
+            source: source.into(),
+        })
 }
 
 /// Takes the program off the interface, and everything with it.

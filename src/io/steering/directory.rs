@@ -40,14 +40,28 @@ pub(super) struct Directory {
 /// Nobody else changes the directory while this lives.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing is not enough while a child that is just being started still has a copy.
+        let _ = self.file.unlock();
+    }
 }
 
 /// No other director has the interface while this lives.
 #[derive(Debug)]
 pub(super) struct InterfaceLock {
-    _file: File,
+    file: File,
     path: PathBuf,
+}
+
+impl Drop for InterfaceLock {
+    fn drop(&mut self) {
+        // As above.
+        let _ = self.file.unlock();
+    }
 }
 
 impl InterfaceLock {
@@ -127,7 +141,7 @@ impl Directory {
         let file = File::open(&self.path).map_err(at(&self.path))?;
         for _ in 0..LOCK_ATTEMPTS {
             match file.try_lock() {
-                Ok(()) => return Ok(DirectoryLock { _file: file }),
+                Ok(()) => return Ok(DirectoryLock { file }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
                 Err(TryLockError::Error(error)) => return Err(at(&self.path)(error)),
             }
@@ -165,7 +179,7 @@ impl Directory {
             Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
         }
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(at(&path))?;
-        Ok(InterfaceLock { _file: file, path })
+        Ok(InterfaceLock { file, path })
     }
 
     /// The interface's place in the bpffs, which is mounted where it is not.
@@ -220,9 +234,12 @@ impl Directory {
             return Ok(());
         }
         if bpf::is_bpffs(&root).unwrap_or(false) {
-            if fs::read_dir(&root).map_err(at(&root))?.next().is_some() {
+            // Files in it are the kernel's own, for debugging.
+            let mut listing = fs::read_dir(&root).map_err(at(&root))?;
+            if listing.any(|file| file.is_ok_and(|file| file.path().is_dir())) {
                 return Ok(());
             }
+            drop(listing);
             bpf::unmount_bpffs(&root).map_err(at(&root))?;
         }
         remove_directory(&root)?;

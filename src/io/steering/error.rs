@@ -39,6 +39,14 @@ pub enum SteeringError {
     /// What was given as an interface's name cannot be one.
     #[error("'{0}' cannot be an interface's name")]
     BadInterfaceName(String),
+    /// There is no such interface.
+    #[error("{interface}: no such interface in this network namespace: {source}")]
+    NoSuchInterface {
+        /// The interface's name.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The interface was given twice.
     #[error("{0}: already attached by this director")]
     AlreadyAttached(String),
@@ -82,7 +90,6 @@ impl SteeringError {
 fn explanation(kind: SteeringKind, source: &BpfError) -> String {
     let text = match (kind, source.errno()) {
         (_, Some(libc::EPERM)) => "not permitted; run as root, or with CAP_BPF and CAP_NET_ADMIN",
-        (_, Some(libc::ENODEV)) => "there is no such interface in this network namespace",
         (SteeringKind::Guard, Some(libc::EINVAL)) => {
             "the kernel has no TCX; Linux 6.6 or newer with CONFIG_NET_XGRESS is needed"
         }

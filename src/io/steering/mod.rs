@@ -66,10 +66,8 @@ impl fmt::Display for SteeringKind {
 /// An interface to be steered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SteeredInterface {
-    /// Its name.
+    /// Its name, in the calling thread's network namespace.
     pub name: String,
-    /// Its index, in the calling thread's network namespace.
-    pub index: u32,
     /// Its receive queues: how many AF_XDP sockets it may get. Frames on queues beyond are dropped.
     pub queues: u32,
     /// How frames are taken.

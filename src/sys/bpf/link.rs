@@ -113,7 +113,7 @@ impl Link {
     /// The kernel's own; invalid data where the pin is no link.
     pub fn open_pinned(path: &Path) -> Result<Self, BpfError> {
         let descriptor = pin::get(path)?;
-        pin::expect_kind(descriptor.as_fd(), "bpf_link", "open a pinned BPF link")?;
+        pin::expect_kind(descriptor.as_fd(), "bpf-link", "open a pinned BPF link")?;
         Ok(Self { descriptor })
     }
 

@@ -48,7 +48,8 @@ pub(super) fn get(path: &Path) -> Result<OwnedFd, BpfError> {
         .map_err(|error| BpfError::new(ACTION, error))
 }
 
-/// Makes sure that `descriptor` is a BPF object of this kind, as the kernel names it in /proc.
+/// Makes sure that `descriptor` is a BPF object of this kind, `bpf-map` or `bpf-link`, as the kernel names it in
+/// /proc (older ones with an underscore).
 pub(super) fn expect_kind(
     descriptor: BorrowedFd<'_>,
     kind: &str,
@@ -56,7 +57,7 @@ pub(super) fn expect_kind(
 ) -> Result<(), BpfError> {
     let target = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
         .map_err(|error| BpfError::new(action, error))?;
-    if target.to_string_lossy().contains(kind) {
+    if target.to_string_lossy().replace('_', "-").contains(kind) {
         Ok(())
     } else {
         let what = format!("not a {kind} but {}", target.display());
