@@ -26,6 +26,8 @@ const INTERFACE: &str = "dir.7";
 const PATIENCE: Duration = Duration::from_millis(300);
 /// How long anything else may take.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// What a packet socket of all protocols is asked for with: 3, in network order.
+const ETH_P_ALL_ON_THE_WIRE: u32 = 3_u16.to_be() as u32;
 /// Says to [`child_director`] that it is one: namespace, directory and kind.
 const CHILD: &str = "UVS_TEST_STEERING_CHILD";
 
@@ -253,9 +255,8 @@ fn a_raw_socket_sees_what_the_guard_takes_and_nothing_else() {
     }
     let lab = Lab::new("raw");
     let (steering, _) = lab.start(SteeringKind::Guard, keys());
-    let every_protocol = SocketProtocol::from_raw(3_u32.swap_bytes().rotate_left(16).try_into().unwrap());
+    let every_protocol = SocketProtocol::from_raw(ETH_P_ALL_ON_THE_WIRE.try_into().unwrap());
     let raw = in_namespace(&lab.director, || {
-        // Deaf until the filter is there: bound to no protocol, a packet socket receives nothing.
         socket(AddressFamily::PACKET, SocketType::RAW, Some(every_protocol)).unwrap()
     });
     steering.attach_filter(raw.as_fd()).unwrap();
@@ -475,4 +476,34 @@ fn an_interface_made_anew_is_not_adopted() {
     steering.stop().unwrap();
     lab.connect_namespaces();
     lab.assert_nothing_left();
+}
+
+#[test]
+fn what_keeps_xdp_out_of_a_driver_is_told() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("native");
+    let (client, director) = (&lab.client, &lab.director);
+    ip(&format!(
+        "link add few netns {director} numrxqueues 1 numtxqueues 1 type veth peer name many netns {client} \
+         numrxqueues 2 numtxqueues 2"
+    ));
+    ip(&format!("-n {director} link set few up"));
+    ip(&format!("-n {client} link set many up"));
+    for (interface, cause, cure) in
+        [("lo", "driver has no XDP", "generic XDP"), ("few", "too few queues", "numrxqueues")]
+    {
+        let mut options = lab.options(SteeringKind::XdpNative, keys());
+        options.interfaces[0].name = interface.to_owned();
+        let error = lab.refused(&options);
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{interface}: ")), "{text}");
+        assert!(text.contains(cause) && text.contains(cure), "{text}");
+        assert!(error.is_worth_trying_generic(), "{text}");
+        options.interfaces[0].kind = SteeringKind::XdpGeneric;
+        let (steering, _) = in_namespace(director, || Steering::start(&options)).unwrap();
+        steering.stop().unwrap();
+        lab.assert_nothing_left();
+    }
 }

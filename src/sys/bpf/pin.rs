@@ -107,3 +107,41 @@ pub fn unmount_bpffs(path: &Path) -> io::Result<()> {
     let result = unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Link, Map, MapKind};
+    use super::*;
+
+    #[test]
+    fn pins_keep_maps_and_tell_what_they_are() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none(), "UVS_REQUIRE_ROOT is set");
+            eprintln!("SKIPPED: needs root to mount a bpffs");
+            return;
+        }
+        let directory = std::env::temp_dir().join(format!("uvs-pin-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        assert!(!is_bpffs(&directory).unwrap());
+        assert!(unmount_bpffs(&directory).is_err());
+        mount_bpffs(&directory).unwrap();
+        assert!(is_bpffs(&directory).unwrap());
+
+        let path = directory.join("map");
+        let map = Map::create(MapKind::Array, "pinned", 4, 8, 2).unwrap();
+        map.pin(&path).unwrap();
+        map.insert(&1_u32.to_ne_bytes(), &7_u64.to_ne_bytes()).unwrap();
+        let info = map.info().unwrap();
+        drop(map);
+        let again = Map::open_pinned(&path).unwrap();
+        assert_eq!(again.info().unwrap(), info);
+        assert_eq!((info.kind, info.key_size, info.value_size, info.capacity), (MapKind::Array, 4, 8, 2));
+        assert_eq!(again.get(&1_u32.to_ne_bytes()).unwrap(), Some(7_u64.to_ne_bytes().to_vec()));
+        assert_eq!(again.keys().unwrap(), [0_u32.to_ne_bytes(), 1_u32.to_ne_bytes()]);
+        let error = Link::open_pinned(&path).unwrap_err();
+        assert!(error.to_string().contains("not a bpf-link but anon_inode:bpf"), "{error}");
+
+        unmount_bpffs(&directory).unwrap();
+        fs::remove_dir(&directory).unwrap();
+    }
+}
