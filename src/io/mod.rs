@@ -3,6 +3,8 @@
 //! Every kind of port moves [`Frame`](crate::sys::frames::Frame)s of its worker's pool in and out of
 //! [`Batch`]es, so the director cannot tell a ring from a capture or a test.
 
+pub mod steering;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 

@@ -4,5 +4,6 @@
 //! the same. Nothing here knows what a service or a connection is.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod frames;
 pub mod memory;

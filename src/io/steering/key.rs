@@ -1,0 +1,135 @@
+//! Which packets are steered to the director.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::types::Protocol;
+
+/// Packets that the director wants to see. Only the destination counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SteeringKey {
+    /// Those of one transport protocol to a port of an address.
+    Transport {
+        /// Destination address.
+        address: IpAddr,
+        /// Transport protocol.
+        protocol: Protocol,
+        /// Destination port; 0 stands for every port.
+        port: u16,
+    },
+    /// All to an address, ICMP and protocols that are not load-balanced included.
+    Everything {
+        /// Destination address.
+        address: IpAddr,
+    },
+}
+
+impl SteeringKey {
+    /// The destination address.
+    pub const fn address(&self) -> IpAddr {
+        match *self {
+            Self::Transport { address, .. } | Self::Everything { address } => address,
+        }
+    }
+}
+
+impl fmt::Display for SteeringKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport { address, protocol, port: 0 } => {
+                write!(f, "{protocol} to {address}, every port")
+            }
+            Self::Transport { address, protocol, port } => write!(f, "{protocol} to {address}, port {port}"),
+            Self::Everything { address } => write!(f, "everything to {address}"),
+        }
+    }
+}
+
+/// Bytes in a key of the map: selector of the family, selector of the packets, port (network order), address
+/// (16 bytes; IPv4's in the first four, the rest zero).
+pub(super) const KEY_BYTES: usize = 20;
+/// Where the packets' selector is.
+pub(super) const PACKETS_AT: usize = 1;
+/// Where the port is.
+pub(super) const PORT_AT: usize = 2;
+/// Where the address begins.
+pub(super) const ADDRESS_AT: usize = 4;
+
+/// First byte of an IPv4 key.
+pub(super) const FAMILY_V4: u8 = 4;
+/// First byte of an IPv6 key.
+pub(super) const FAMILY_V6: u8 = 6;
+
+/// Second byte of a key for all packets to an address. Otherwise it is a transport protocol's number, none of
+/// which is 0 (IPv6's hop-by-hop options).
+pub(super) const PACKETS_EVERYTHING: u8 = 0;
+/// Second byte of the key that says: there is some key for this address. It takes packets whose ports cannot be
+/// seen (fragments after the first), which the host would otherwise answer when their rest does not come.
+/// 255 is reserved as a protocol number.
+pub(super) const PACKETS_WITHOUT_PORTS: u8 = 255;
+
+/// A key as the programs look it up.
+pub(super) type KeyBytes = [u8; KEY_BYTES];
+
+/// The bytes of a key.
+pub(super) fn encode(address: IpAddr, packets: u8, port: u16) -> KeyBytes {
+    let mut bytes = [0; KEY_BYTES];
+    bytes[PACKETS_AT] = packets;
+    bytes[PORT_AT..ADDRESS_AT].copy_from_slice(&port.to_be_bytes());
+    match address {
+        IpAddr::V4(address) => {
+            bytes[0] = FAMILY_V4;
+            bytes[ADDRESS_AT..ADDRESS_AT + 4].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => {
+            bytes[0] = FAMILY_V6;
+            bytes[ADDRESS_AT..].copy_from_slice(&address.octets());
+        }
+    }
+    bytes
+}
+
+/// The map's entries for these keys: theirs, and one for each address (see [`PACKETS_WITHOUT_PORTS`]).
+pub(super) fn entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<KeyBytes> {
+    keys.iter()
+        .flat_map(|key| {
+            let own = match *key {
+                SteeringKey::Transport { address, protocol, port } => {
+                    encode(address, protocol.number(), port)
+                }
+                SteeringKey::Everything { address } => encode(address, PACKETS_EVERYTHING, 0),
+            };
+            [own, encode(key.address(), PACKETS_WITHOUT_PORTS, 0)]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_one_layout() {
+        let v4 = "192.0.2.10".parse().unwrap();
+        let tcp = SteeringKey::Transport { address: v4, protocol: Protocol::Tcp, port: 443 };
+        let everything = SteeringKey::Everything { address: "2001:db8::1".parse().unwrap() };
+        let entries = entries(&BTreeSet::from([tcp, everything]));
+        let mut address = [0; 16];
+        address[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        address[15] = 1;
+        let v6 = |packets: u8| {
+            let mut bytes = [0; 20];
+            bytes[..2].copy_from_slice(&[6, packets]);
+            bytes[4..].copy_from_slice(&address);
+            bytes
+        };
+        let expected = BTreeSet::from([
+            [4, 6, 1, 187, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            [4, 255, 0, 0, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            v6(0),
+            v6(255),
+        ]);
+        assert_eq!(entries, expected);
+    }
+}

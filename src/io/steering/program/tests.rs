@@ -1,0 +1,350 @@
+//! The kernel runs the programs over frames and says what they decide.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::*;
+use crate::io::steering::SteeringKey;
+use crate::io::steering::table::KeyTable;
+use crate::sys::bpf::TestRun;
+
+const VIP4: &str = "192.0.2.10";
+const VIP6: &str = "2001:db8::10";
+const OTHER4: &str = "192.0.2.11";
+const OTHER6: &str = "2001:db8::11";
+/// Every UDP port of this address has a key, and nothing else of it.
+const UDP4: &str = "192.0.2.20";
+/// This address has a key for everything.
+const ALL4: &str = "192.0.2.30";
+
+fn is_root() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none(), "UVS_REQUIRE_ROOT is set");
+    eprintln!("SKIPPED: needs root to run BPF programs");
+    false
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn transport(text: &str, protocol: Protocol, port: u16) -> SteeringKey {
+    SteeringKey::Transport { address: address(text), protocol, port }
+}
+
+fn keys() -> BTreeSet<SteeringKey> {
+    BTreeSet::from([
+        transport(VIP4, Protocol::Tcp, 443),
+        transport(VIP4, Protocol::Sctp, 9),
+        transport(VIP6, Protocol::Tcp, 443),
+        transport(UDP4, Protocol::Udp, 0),
+        SteeringKey::Everything { address: address(ALL4) },
+    ])
+}
+
+/// An Ethernet header to a unicast address, with these tags (their EtherTypes).
+fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    for tag in tags {
+        bytes.extend(tag.to_be_bytes());
+        bytes.extend(100_u16.to_be_bytes());
+    }
+    bytes.extend(ethertype.to_be_bytes());
+    bytes
+}
+
+/// An IPv4 header with `option_words` words of options; `fragment` are flags and offset.
+fn ipv4(option_words: u8, fragment: u16, protocol: u8, to: &str) -> Vec<u8> {
+    let IpAddr::V4(to) = address(to) else { panic!("IPv6") };
+    let mut bytes = vec![0x45 + option_words, 0, 0, 60, 0, 1];
+    bytes.extend(fragment.to_be_bytes());
+    bytes.extend([64, protocol, 0, 0, 198, 51, 100, 1]);
+    bytes.extend(to.octets());
+    bytes.extend(vec![1; usize::from(option_words) * 4]);
+    bytes
+}
+
+/// An IPv6 header, and extension headers: number and units of 8 bytes after the first 8.
+fn ipv6(extensions: &[(u8, u8)], last: u8, to: &str) -> Vec<u8> {
+    let IpAddr::V6(to) = address(to) else { panic!("IPv4") };
+    let next = |n: usize| extensions.get(n).map_or(last, |&(number, _)| number);
+    let mut bytes = vec![0x60, 0, 0, 0, 0, 60, next(0), 64];
+    bytes.extend([0xfe; 16]);
+    bytes.extend(to.octets());
+    for (n, &(_, length)) in extensions.iter().enumerate() {
+        bytes.extend([next(n + 1), length]);
+        bytes.extend(vec![0; 6 + usize::from(length) * 8]);
+    }
+    bytes
+}
+
+/// An IPv6 header and a fragment header with this offset (in bytes) and "more fragments".
+fn ipv6_fragment(offset: u16, last: u8, to: &str) -> Vec<u8> {
+    let mut bytes = ipv6(&[(44, 0)], last, to);
+    let at = bytes.len() - 6;
+    bytes[at..at + 2].copy_from_slice(&(offset | 1).to_be_bytes());
+    bytes
+}
+
+/// The first 8 bytes of a transport header.
+fn ports(destination: u16) -> Vec<u8> {
+    let [high, low] = destination.to_be_bytes();
+    vec![0xc0, 0, high, low, 0, 0, 0, 0]
+}
+
+fn join(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// What, the frame, and whether it is taken.
+type Row = (&'static str, Vec<u8>, bool);
+
+fn ipv4_rows() -> Vec<Row> {
+    let eth = &ethernet(&[], 0x0800);
+    let tcp = |to: &str, port| join(&[eth, &ipv4(0, 0x4000, 6, to), &ports(port)]);
+    let tagged = |tags: &[u16], port| join(&[&ethernet(tags, 0x0800), &ipv4(0, 0, 6, VIP4), &ports(port)]);
+    let mut multicast = tcp(VIP4, 443);
+    multicast[0] = 1;
+    let mut broadcast = tcp(VIP4, 443);
+    broadcast[..6].fill(0xff);
+    let mut version_5 = tcp(VIP4, 443);
+    version_5[14] = 0x55;
+    let mut short_header = tcp(VIP4, 443);
+    short_header[14] = 0x44;
+    vec![
+        ("TCP to a key", tcp(VIP4, 443), true),
+        ("TCP to another port", tcp(VIP4, 22), false),
+        ("TCP to the port with its bytes swapped", tcp(VIP4, 443_u16.swap_bytes()), false),
+        ("TCP to another address", tcp(OTHER4, 443), false),
+        ("UDP to a TCP key", join(&[eth, &ipv4(0, 0, 17, VIP4), &ports(443)]), false),
+        ("SCTP to a key", join(&[eth, &ipv4(0, 0, 132, VIP4), &ports(9)]), true),
+        ("UDP to an address with every port", join(&[eth, &ipv4(0, 0, 17, UDP4), &ports(53)]), true),
+        ("TCP to an address with every UDP port", tcp(UDP4, 53), false),
+        ("TCP to an address with everything", tcp(ALL4, 1), true),
+        ("ICMP to an address with everything", join(&[eth, &ipv4(0, 0, 1, ALL4), &[8, 0]]), true),
+        ("ESP to an address with everything", join(&[eth, &ipv4(0, 0, 50, ALL4)]), true),
+        ("ICMP to a VIP", join(&[eth, &ipv4(0, 0, 1, VIP4), &ports(443)]), false),
+        ("one option word", join(&[eth, &ipv4(1, 0, 6, VIP4), &ports(443)]), true),
+        ("ten option words", join(&[eth, &ipv4(10, 0, 6, VIP4), &ports(443)]), true),
+        ("options, another port", join(&[eth, &ipv4(10, 0, 6, VIP4), &ports(22)]), false),
+        ("first fragment to a key", join(&[eth, &ipv4(0, 0x2000, 6, VIP4), &ports(443)]), true),
+        ("first fragment to another port", join(&[eth, &ipv4(0, 0x2000, 6, VIP4), &ports(22)]), false),
+        ("middle fragment to a VIP", join(&[eth, &ipv4(0, 0x2001, 6, VIP4), &ports(22)]), true),
+        ("last fragment to a VIP, one byte", join(&[eth, &ipv4(0, 0x1000, 6, VIP4), &[0]]), true),
+        ("last fragment to a VIP, another protocol", join(&[eth, &ipv4(0, 1, 1, VIP4), &[0]]), true),
+        ("last fragment to everything", join(&[eth, &ipv4(0, 1, 6, ALL4), &[0]]), true),
+        ("last fragment to another address", join(&[eth, &ipv4(0, 1, 6, OTHER4), &ports(443)]), false),
+        ("multicast frame", multicast, false),
+        ("broadcast frame", broadcast, false),
+        ("ARP", join(&[&ethernet(&[], 0x0806), &[0; 28]]), false),
+        ("one VLAN tag", tagged(&[0x8100], 443), true),
+        ("one 802.1ad tag", tagged(&[0x88a8], 443), true),
+        ("QinQ", tagged(&[0x88a8, 0x8100], 443), true),
+        ("QinQ, another port", tagged(&[0x88a8, 0x8100], 22), false),
+        ("two 802.1Q tags", tagged(&[0x8100, 0x8100], 443), true),
+        ("three tags", tagged(&[0x88a8, 0x8100, 0x8100], 443), false),
+        ("tagged ARP", join(&[&ethernet(&[0x8100], 0x0806), &[0; 28]]), false),
+        ("IPv4 that says version 5", version_5, false),
+        ("IPv4 with a header of 16 bytes", short_header, false),
+        (
+            "IPv6's EtherType, IPv4's header",
+            join(&[&ethernet(&[], 0x86dd), &tcp(VIP4, 443)[14..], &[0; 20]]),
+            false,
+        ),
+    ]
+}
+
+fn ipv6_rows() -> Vec<Row> {
+    let eth = &ethernet(&[], 0x86dd);
+    let tcp = |extensions: &[(u8, u8)], to: &str, port| join(&[eth, &ipv6(extensions, 6, to), &ports(port)]);
+    let mut after_fragment = ipv6(&[(44, 0), (60, 1)], 6, VIP6);
+    after_fragment[42] = 0;
+    let mut version_4 = tcp(&[], VIP6, 443);
+    version_4[14] = 0x45;
+    vec![
+        ("IPv6 TCP to a key", tcp(&[], VIP6, 443), true),
+        ("IPv6 TCP to another port", tcp(&[], VIP6, 22), false),
+        ("IPv6 TCP to another address", tcp(&[], OTHER6, 443), false),
+        ("IPv6 UDP to a TCP key", join(&[eth, &ipv6(&[], 17, VIP6), &ports(443)]), false),
+        ("IPv6 in VLAN", join(&[&ethernet(&[0x8100], 0x86dd), &ipv6(&[], 6, VIP6), &ports(443)]), true),
+        (
+            "IPv6 in QinQ",
+            join(&[&ethernet(&[0x88a8, 0x8100], 0x86dd), &ipv6(&[], 6, VIP6), &ports(443)]),
+            true,
+        ),
+        ("hop-by-hop options", tcp(&[(0, 0)], VIP6, 443), true),
+        ("routing header", tcp(&[(43, 2)], VIP6, 443), true),
+        ("destination options, long", tcp(&[(60, 130)], VIP6, 443), true),
+        ("three extensions", tcp(&[(0, 1), (43, 0), (60, 3)], VIP6, 443), true),
+        ("three extensions, another port", tcp(&[(0, 1), (43, 0), (60, 3)], VIP6, 22), false),
+        ("as many extensions as are looked past", tcp(&[(60, 0); 8], VIP6, 443), true),
+        ("as many extensions, another port", tcp(&[(60, 0); 8], VIP6, 22), false),
+        ("too many extensions to a VIP", tcp(&[(60, 0); 9], VIP6, 22), true),
+        ("too many extensions to another address", tcp(&[(60, 0); 9], OTHER6, 443), false),
+        ("ICMPv6 to a VIP", join(&[eth, &ipv6(&[], 58, VIP6), &ports(443)]), false),
+        ("authentication header", join(&[eth, &ipv6(&[], 51, VIP6), &ports(443)]), false),
+        ("no next header", join(&[eth, &ipv6(&[], 59, VIP6), &ports(443)]), false),
+        ("IPv6 first fragment to a key", join(&[eth, &ipv6_fragment(0, 6, VIP6), &ports(443)]), true),
+        ("IPv6 first fragment to another port", join(&[eth, &ipv6_fragment(0, 6, VIP6), &ports(22)]), false),
+        ("IPv6 first fragment, options after", join(&[eth, &after_fragment, &ports(443)]), true),
+        ("IPv6 later fragment to a VIP", join(&[eth, &ipv6_fragment(8, 6, VIP6), &[1]]), true),
+        ("IPv6 later fragment, any protocol", join(&[eth, &ipv6_fragment(0xfff8, 60, VIP6), &[1]]), true),
+        (
+            "IPv6 later fragment to another address",
+            join(&[eth, &ipv6_fragment(8, 6, OTHER6), &ports(443)]),
+            false,
+        ),
+        ("IPv6 that says version 4", version_4, false),
+        (
+            "IPv4's EtherType, IPv6's header",
+            join(&[&ethernet(&[], 0x0800), &tcp(&[], VIP6, 443)[14..]]),
+            false,
+        ),
+    ]
+}
+
+struct Programs {
+    keys: KeyTable,
+    sockets: Map,
+}
+
+impl Programs {
+    fn new() -> Self {
+        let mut keys = KeyTable::create().unwrap();
+        keys.replace(&self::keys()).unwrap();
+        let sockets = Map::create(crate::sys::bpf::MapKind::XdpSockets, "test", 4, 4, 4).unwrap();
+        Self { keys, sockets }
+    }
+
+    /// Each flavour, with what it says to what is taken, and to the rest.
+    fn load(&self) -> [(&'static str, Program, i32, i32); 3] {
+        let load = |flavour| load(self.keys.map(), flavour).unwrap();
+        [
+            ("XDP", load(Flavour::Xdp { sockets: self.sockets.as_fd() }), XDP_DROP, XDP_PASS),
+            ("guard", load(Flavour::Guard), TCX_DROP, TCX_NEXT),
+            ("filter", load(Flavour::Filter), FILTER_KEEP_ALL, FILTER_KEEP_NONE),
+        ]
+    }
+}
+
+/// The kernel shows a socket filter what follows an Ethernet header, so the frame gets one more.
+fn test_run(name: &str, program: &Program, frame: &[u8], repeat: u32) -> TestRun {
+    let frame = if name == "filter" { join(&[&[0; 14], frame]) } else { frame.to_vec() };
+    program.test_run(&frame, repeat).unwrap()
+}
+
+fn run(name: &str, program: &Program, frame: &[u8]) -> i32 {
+    test_run(name, program, frame, 1).result as i32
+}
+
+#[test]
+fn every_flavour_takes_the_same_frames() {
+    if !is_root() {
+        return;
+    }
+    let programs = Programs::new();
+    for (flavour, program, taken, passed) in programs.load() {
+        for (what, frame, expected) in ipv4_rows().into_iter().chain(ipv6_rows()) {
+            let expected = if expected { taken } else { passed };
+            assert_eq!(run(flavour, &program, &frame), expected, "{flavour}: {what}");
+        }
+    }
+}
+
+#[test]
+fn frames_cut_off_before_their_port_pass() {
+    if !is_root() {
+        return;
+    }
+    let programs = Programs::new();
+    // Behind tags, since the kernel makes no test packet whose IP header, as far as it can see, is cut off.
+    let frames = [
+        join(&[&ethernet(&[0x88a8, 0x8100], 0x0800), &ipv4(10, 0, 6, VIP4), &ports(443)]),
+        join(&[&ethernet(&[0x8100], 0x86dd), &ipv6(&[(0, 1), (43, 0), (60, 3)], 6, VIP6), &ports(443)]),
+    ];
+    for (flavour, program, taken, passed) in programs.load() {
+        for frame in &frames {
+            let port_ends = frame.len() - 4;
+            for length in 14..=frame.len() {
+                let expected = if length >= port_ends { taken } else { passed };
+                assert_eq!(run(flavour, &program, &frame[..length]), expected, "{flavour}: {length} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn taken_frames_go_to_the_queues_socket() {
+    if !is_root() {
+        return;
+    }
+    const XDP_REDIRECT: i32 = 4;
+    let programs = Programs::new();
+    let [(name, program, ..), ..] = programs.load();
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::XDP, rustix::net::SocketType::RAW, None).unwrap();
+    rustix::net::sockopt::set_xdp_rx_ring_size(&socket, 64).unwrap();
+    let frame = join(&[&ethernet(&[], 0x0800), &ipv4(0, 0, 6, VIP4), &ports(443)]);
+    let other = join(&[&ethernet(&[], 0x0800), &ipv4(0, 0, 6, VIP4), &ports(22)]);
+    crate::io::steering::attach::insert_socket(&programs.sockets, 0, socket.as_fd()).unwrap();
+    assert_eq!(run(name, &program, &frame), XDP_REDIRECT);
+    assert_eq!(run(name, &program, &other), XDP_PASS);
+    assert!(crate::io::steering::attach::insert_socket(&programs.sockets, 4, socket.as_fd()).is_err());
+    // The director died: its socket leaves the map.
+    drop(socket);
+    assert_eq!(run(name, &program, &frame), XDP_DROP);
+}
+
+#[test]
+fn keys_that_are_removed_no_longer_count() {
+    if !is_root() {
+        return;
+    }
+    let mut programs = Programs::new();
+    let [(name, program, ..), ..] = programs.load();
+    let eth = ethernet(&[], 0x0800);
+    let tcp = |to: &str| join(&[&eth, &ipv4(0, 0, 6, to), &ports(443)]);
+    let later = |to: &str| join(&[&eth, &ipv4(0, 1, 6, to), &[0]]);
+    programs.keys.replace(&BTreeSet::from([transport(OTHER4, Protocol::Tcp, 443)])).unwrap();
+    for (frame, expected) in [
+        (tcp(OTHER4), XDP_DROP),
+        (later(OTHER4), XDP_DROP),
+        (tcp(VIP4), XDP_PASS),
+        (later(VIP4), XDP_PASS),
+        (tcp(ALL4), XDP_PASS),
+    ] {
+        assert_eq!(run(name, &program, &frame), expected, "{frame:?}");
+    }
+    assert_eq!(programs.keys.map().keys().unwrap().len(), 2);
+}
+
+/// Not a test of speed: prints what the head of `program.rs` quotes.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_frame() {
+    if !is_root() {
+        return;
+    }
+    let mut programs = Programs::new();
+    let mut many = keys();
+    many.extend((0..1000).map(|n| transport(&format!("198.51.{}.{}", n / 250, n % 250), Protocol::Tcp, 80)));
+    programs.keys.replace(&many).unwrap();
+    let rows: Vec<Row> = ipv4_rows().into_iter().chain(ipv6_rows()).collect();
+    for (flavour, program, ..) in programs.load() {
+        for what in [
+            "TCP to a key",
+            "TCP to another address",
+            "UDP to an address with every port",
+            "ARP",
+            "QinQ",
+            "IPv6 TCP to a key",
+            "three extensions",
+        ] {
+            let (_, frame, _) = rows.iter().find(|row| row.0 == what).unwrap();
+            let best = (0..5).map(|_| test_run(flavour, &program, frame, 1_000_000).duration).min().unwrap();
+            println!("{flavour}: {what}: {best:?}");
+        }
+    }
+}
