@@ -5,4 +5,9 @@
 #![allow(unsafe_code)]
 
 pub mod frames;
+pub mod interface;
 pub mod memory;
+pub mod packet;
+mod sockopt;
+pub mod tun;
+pub mod xsk;
