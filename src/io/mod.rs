@@ -9,6 +9,8 @@
 mod checksum;
 mod host;
 mod memory;
+#[cfg(all(test, target_endian = "little"))]
+mod namespace_tests;
 mod packet;
 mod xdp;
 

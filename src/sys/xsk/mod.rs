@@ -6,6 +6,8 @@
 mod cursor;
 mod ring;
 mod socket;
+#[cfg(test)]
+pub(crate) mod test_program;
 mod umem;
 
 pub use socket::{Kick, RingSizes, SocketStatistics, XskSocket, ZeroCopy};
