@@ -38,6 +38,7 @@ pub struct HostStatistics {
 #[derive(Debug)]
 pub struct HostPort {
     device: TunDevice,
+    control: InterfaceControl,
     statistics: HostStatistics,
 }
 
@@ -70,7 +71,7 @@ impl HostPort {
                 "net.ipv4.conf.all.rp_filter is 1 (strict): the host will ignore most IPv4 packets handed to it"
             );
         }
-        Ok(Self { device, statistics: HostStatistics::default() })
+        Ok(Self { device, control, statistics: HostStatistics::default() })
     }
 
     /// The device's name.
@@ -104,8 +105,7 @@ impl HostPort {
     /// # Errors
     /// ENODEV where it was deleted, ENETDOWN where it was taken down.
     pub fn health(&self) -> io::Result<()> {
-        let control = InterfaceControl::new()?;
-        control.check(control.index(self.name())?)
+        self.control.check(self.control.index(self.name())?)
     }
 }
 

@@ -174,6 +174,11 @@ impl XdpPort {
             .sum()
     }
 
+    /// Of these, chunks with frames on their way out: queued, with the driver, or sent and not taken back.
+    pub fn in_flight(&self) -> usize {
+        self.sockets.iter().map(|socket| socket.held().1 as usize).sum()
+    }
+
     /// Closes the sockets, and takes back as many chunks as is safe; says how many. See [`XskSocket::close`].
     pub fn close(mut self, frames: &mut FramePool) -> usize {
         self.flush(frames);
@@ -255,7 +260,7 @@ impl Port for XdpPort {
     }
 
     fn unsent(&self) -> usize {
-        self.sockets[0].untaken() as usize
+        self.sockets[0].stuck() as usize
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -253,7 +253,9 @@ impl PacketSocket {
         for (index, slot) in slots.iter_mut().take(got).enumerate() {
             let message = &messages[index];
             frames.set_len(slot, (message.msg_len as usize).saturating_sub(VIRTIO_HEADER));
-            let control = &controls[index].0[..(message.msg_hdr.msg_controllen as usize).min(CONTROL)];
+            #[allow(clippy::unnecessary_cast)] // musl has another type for it
+            let control_length = (message.msg_hdr.msg_controllen as usize).min(CONTROL);
+            let control = &controls[index].0[..control_length];
             received[index] = Received {
                 cut: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
                 header: VirtioHeader::from_bytes(headers[index]),

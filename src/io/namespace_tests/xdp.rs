@@ -55,7 +55,7 @@ fn chunks_are_all_there(frames: &mut FramePool, ports: impl IntoIterator<Item = 
     for mut port in ports {
         wait_for("frames to be sent", || {
             port.flush(frames);
-            port.unsent() == 0 && port.held() <= XdpOptions::default().rings.fill as usize
+            port.unsent() == 0 && port.in_flight() == 0
         });
         assert_eq!(port.statistics().invalid_descriptors, 0);
         held += port.held();
@@ -130,7 +130,7 @@ fn many_frames_leave_in_a_row_and_a_queue_is_taken_over_at_once() {
             b.flush(&mut frames);
             b.unsent() == 0
         });
-        assert!(b.statistics().system_calls >= 1);
+        assert!(b.statistics().system_calls >= 2000 / 256, "each call takes so many at most");
         let got = right.expect(2000);
         assert!((0..).zip(&got).all(|(n, bytes)| bytes == &experiment(n, 60)));
         // More than the ring holds, in one go.
@@ -346,7 +346,7 @@ fn an_interface_that_is_deleted_leaves_a_port_that_says_so() {
     b.transmit(&mut frames, frame, Offload::default());
     b.flush(&mut frames);
     assert_eq!(right.expect(1), [experiment(2, 60)]);
-    chunks_are_all_there(&mut frames, [b]);
+    b.close(&mut frames);
     drop(on_b);
     // The pool's first registration is of no more use, with its socket still open: it is made again.
     let (b, _on_b) = open(&namespaces, &mut frames, 1, "db", &[0], true, XdpOptions::default());

@@ -104,8 +104,8 @@ pub struct Kick {
 
 /// An AF_XDP socket bound to one queue of one interface.
 ///
-/// It takes frames of one pool only, the one it was opened with, and each method that takes a pool must be
-/// given that one. Dropping it leaves its chunks lost to the pool; [`close`](Self::close) gives them back.
+/// It takes frames of one pool only, the one it was opened with; a method that is given another panics rather
+/// than hand the kernel somebody else's memory. Dropping it leaves its chunks lost to the pool; [`close`](Self::close) gives them back.
 #[derive(Debug)]
 pub struct XskSocket {
     // The rings come first: their mappings keep the socket alive in the kernel.
@@ -209,8 +209,8 @@ impl XskSocket {
             transmit,
             fill,
             completion,
-            receive_holder: Holder::new(),
-            transmit_holder: Holder::new(),
+            receive_holder: frames.new_holder(),
+            transmit_holder: frames.new_holder(),
             receiving: 0,
             transmitting: 0,
             nonsense: 0,
@@ -232,7 +232,7 @@ impl XskSocket {
         let count = self.fill.room(wanted).min(wanted).min(spare);
         for _ in 0..count {
             let Some(frame) = frames.allocate() else { break };
-            if !self.fill.push(frames.to_kernel(frame, self.receive_holder)) {
+            if !self.fill.push(frames.hand_over(frame, self.receive_holder)) {
                 break;
             }
             self.receiving += 1;
@@ -251,7 +251,7 @@ impl XskSocket {
     /// The next received frame. Its slot is the kernel's again after [`release`](Self::release).
     pub fn receive(&mut self, frames: &mut FramePool) -> Option<Frame> {
         while let Some(descriptor) = self.receive.pop() {
-            let frame = frames.from_kernel(descriptor.address, descriptor.length, self.receive_holder);
+            let frame = frames.take_back(descriptor.address, descriptor.length, self.receive_holder);
             let Some(frame) = frame else {
                 self.nonsense += 1;
                 continue;
@@ -283,7 +283,7 @@ impl XskSocket {
             return Err(frame);
         }
         let length = frame.len() as u32;
-        let address = frames.to_kernel(frame, self.transmit_holder);
+        let address = frames.hand_over(frame, self.transmit_holder);
         self.transmitting += 1;
         let pushed = self.transmit.push(Descriptor { address, length, options: 0 });
         debug_assert!(pushed, "there was room");
@@ -325,7 +325,7 @@ impl XskSocket {
             return 0;
         }
         while let Some(address) = self.completion.pop() {
-            match frames.from_kernel(address, 0, self.transmit_holder) {
+            match frames.take_back(address, 0, self.transmit_holder) {
                 Some(frame) => {
                     frames.free(frame);
                     reaped += 1;
@@ -338,9 +338,9 @@ impl XskSocket {
         reaped
     }
 
-    /// Frames queued that the kernel has not taken yet.
-    pub fn untaken(&self) -> u32 {
-        self.transmit.untaken()
+    /// Frames queued that the kernel will not take before the next [`kick`](Self::kick).
+    pub fn stuck(&self) -> u32 {
+        if self.transmit.needs_wakeup() { self.transmit.untaken() } else { 0 }
     }
 
     /// Chunks that the kernel has for receiving and for sending.
