@@ -2,6 +2,17 @@
 //!
 //! Every kind of port moves [`Frame`](crate::sys::frames::Frame)s of its worker's pool in and out of
 //! [`Batch`]es, so the director cannot tell a ring from a capture or a test.
+//!
+//! A port keeps chunks of the pool: in rings, in slots to receive into, queued for sending. Each says how many
+//! ([`XdpPort::held`], [`PacketPort::held`]), and gives them back when it is closed rather than dropped.
+
+mod checksum;
+mod host;
+mod memory;
+#[cfg(all(test, target_endian = "little"))]
+mod namespace_tests;
+mod packet;
+mod xdp;
 
 pub mod steering;
 
@@ -12,6 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::director::{Batch, Offload};
 use crate::sys::frames::{Frame, FramePool};
+use crate::sys::packet::VirtioHeader;
+
+pub use checksum::{complete as complete_checksum, complete_if_partial as complete_partial_checksum};
+pub use host::{HostPort, HostStatistics};
+pub use memory::{MemoryLink, MemoryPort};
+pub use packet::{PacketOptions, PacketPort};
+pub use xdp::{XdpError, XdpOptions, XdpPort};
 
 /// One worker's side of one interface.
 pub trait Port: Send {
@@ -25,6 +43,12 @@ pub trait Port: Send {
 
     /// Hands everything queued to the kernel, and takes sent frames back into the pool.
     fn flush(&mut self, frames: &mut FramePool);
+
+    /// Frames that the last flush could not hand over for want of room in the kernel. A worker that has any
+    /// must flush again soon, and not sleep until something arrives.
+    fn unsent(&self) -> usize {
+        0
+    }
 
     /// Becomes readable when frames wait; what an idle worker sleeps on.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
@@ -78,4 +102,30 @@ pub struct PortStatistics {
     pub oversized: u64,
     /// System calls made.
     pub system_calls: u64,
+}
+
+impl From<VirtioHeader> for Offload {
+    fn from(header: VirtioHeader) -> Self {
+        Self {
+            needs_checksum: header.needs_checksum,
+            checksum_start: header.checksum_start,
+            checksum_offset: header.checksum_offset,
+            segmentation: header.segmentation,
+            header_length: header.header_length,
+            segment_size: header.segment_size,
+        }
+    }
+}
+
+impl From<Offload> for VirtioHeader {
+    fn from(offload: Offload) -> Self {
+        Self {
+            needs_checksum: offload.needs_checksum,
+            segmentation: offload.segmentation,
+            header_length: offload.header_length,
+            segment_size: offload.segment_size,
+            checksum_start: offload.checksum_start,
+            checksum_offset: offload.checksum_offset,
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::memory::Mapping;
+use super::xsk::Registration;
 
 /// Bytes kept free in front of a received frame: what AF_XDP keeps (XDP_PACKET_HEADROOM), enough for any
 /// encapsulation.
@@ -77,7 +78,21 @@ pub struct FramePool {
     chunk_size: usize,
     chunks: u32,
     free: Vec<u32>,
+    /// Per chunk, who in the kernel has it; 0 where nobody there does.
+    holders: Vec<u32>,
+    /// The kernel's registrations of the mapping, as long as the sockets that made them live.
+    pub(in crate::sys) registrations: Vec<Registration>,
 }
+
+/// One pair of the kernel's rings that chunks of one pool are handed to: what comes back is checked against it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::sys) struct Holder {
+    id: u32,
+    pool: u32,
+}
+
+/// Holders told apart. 0 is nobody.
+static NEXT_HOLDER: AtomicU32 = AtomicU32::new(1);
 
 /// Pools told apart, so that a frame used with a foreign pool is noticed.
 static NEXT_POOL: AtomicU32 = AtomicU32::new(1);
@@ -99,6 +114,8 @@ impl FramePool {
             chunk_size,
             chunks,
             free: (0..chunks).rev().collect(),
+            holders: vec![0; chunks as usize],
+            registrations: Vec::new(),
         })
     }
 
@@ -205,23 +222,47 @@ impl FramePool {
         &self.mapping
     }
 
-    /// Hands the chunk to the kernel: the frame's offset in the mapping. It comes back by
-    /// [`from_kernel`](Self::from_kernel).
-    pub(in crate::sys) fn to_kernel(&self, frame: Frame) -> u64 {
+    /// A holder of this pool's chunks like no other.
+    pub(in crate::sys) fn new_holder(&self) -> Holder {
+        Holder { id: NEXT_HOLDER.fetch_add(1, Ordering::Relaxed), pool: self.id }
+    }
+
+    /// Hands the chunk to the kernel, to be held by `holder` there: the frame's offset in the mapping. It
+    /// comes back by [`take_back`](Self::take_back) or [`reclaim`](Self::reclaim).
+    ///
+    /// # Panics
+    /// Where the frame or the holder is another pool's: an error in the program.
+    pub(in crate::sys) fn hand_over(&mut self, frame: Frame, holder: Holder) -> u64 {
+        assert_eq!(holder.pool, self.id, "a foreign pool's frames were handed to the kernel");
         let (offset, _) = self.locate(&frame);
+        self.holders[frame.chunk as usize] = holder.id;
         offset as u64
     }
 
-    /// Takes over a chunk that the kernel gave back, checked to lie in the mapping: a shared ring is hostile.
-    /// The caller answers for the kernel having owned it.
-    pub(in crate::sys) fn from_kernel(&self, offset: u64, length: u32) -> Option<Frame> {
+    /// Takes over a chunk that the kernel gave back. A shared ring is hostile: the range is checked to lie
+    /// in one chunk, and that chunk to have been handed to this very holder and not to have come back since.
+    pub(in crate::sys) fn take_back(&mut self, offset: u64, length: u32, holder: Holder) -> Option<Frame> {
         let offset = usize::try_from(offset).ok()?;
-        let chunk = u32::try_from(offset / self.chunk_size).ok().filter(|&chunk| chunk < self.chunks)?;
+        let chunk = u32::try_from(offset / self.chunk_size).ok()?;
         let start = offset % self.chunk_size;
         if start + length as usize > self.chunk_size {
             return None;
         }
+        let held_by = self.holders.get_mut(chunk as usize).filter(|held_by| **held_by == holder.id)?;
+        *held_by = 0;
         Some(Frame { pool: self.id, chunk, start: start as u32, length })
+    }
+
+    /// Takes back every chunk that `holder` has, and says how many. For a holder that is gone from the kernel.
+    pub(in crate::sys) fn reclaim(&mut self, holder: Holder) -> usize {
+        let before = self.free.len();
+        for (chunk, held_by) in self.holders.iter_mut().enumerate() {
+            if *held_by == holder.id {
+                *held_by = 0;
+                self.free.push(chunk as u32);
+            }
+        }
+        self.free.len() - before
     }
 }
 
@@ -263,8 +304,38 @@ mod tests {
         assert!(pool.allocate_copy(&[0; 2048]).is_none());
         assert_eq!(pool.available(), 1);
         assert!(FramePool::new(1, HEADROOM).is_err());
-        assert!(pool.from_kernel(2048, 1).is_none());
-        assert!(pool.from_kernel(2000, 100).is_none());
+    }
+
+    #[test]
+    fn the_kernel_gives_back_only_what_it_was_given_and_only_once() {
+        let mut pool = FramePool::new(3, 2048).unwrap();
+        let (one, other) = (pool.new_holder(), pool.new_holder());
+        let frame = pool.allocate_copy(b"payload").unwrap();
+        let kept = pool.allocate().unwrap();
+        let offset = pool.hand_over(frame, one);
+        assert_eq!(offset % 2048, HEADROOM as u64);
+        assert!(pool.take_back(offset, 2048, one).is_none(), "beyond the chunk");
+        assert!(pool.take_back(offset + 2048, 1, one).is_none(), "a chunk that the kernel does not have");
+        assert!(pool.take_back(3 * 2048, 1, one).is_none(), "beyond the pool");
+        assert!(pool.take_back(u64::MAX, 1, one).is_none(), "beyond everything");
+        assert!(pool.take_back(offset, 7, other).is_none(), "another holder's");
+        let frame = pool.take_back(offset, 7, one).unwrap();
+        assert!(pool.take_back(offset, 7, one).is_none(), "given back already");
+        assert_eq!(pool.bytes(&frame), b"payload");
+        pool.hand_over(frame, other);
+        assert_eq!(pool.reclaim(one), 0);
+        assert_eq!(pool.reclaim(other), 1);
+        pool.free(kept);
+        assert_eq!(pool.available(), 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "foreign pool")]
+    fn a_foreign_holder_is_noticed() {
+        let mut one = FramePool::new(1, 2048).unwrap();
+        let two = FramePool::new(1, 2048).unwrap();
+        let frame = one.allocate().unwrap();
+        one.hand_over(frame, two.new_holder());
     }
 
     #[test]

@@ -6,4 +6,9 @@
 
 pub mod bpf;
 pub mod frames;
+pub mod interface;
 pub mod memory;
+pub mod packet;
+mod sockopt;
+pub mod tun;
+pub mod xsk;
