@@ -17,7 +17,6 @@ mod timer;
 pub use epoch::{Epochs, MAX_WORKERS};
 pub use key::{FlowFamily, FlowKey, Ipv4, Ipv6};
 pub use record::{Connection, Flags, Lifecycle};
-pub(crate) use state::tcp_flags;
 pub use state::{Direction, State, StateTable, TcpEvent, Timeouts};
 pub use table::{BucketGuard, ConnectionId, Hint, NewConnection, Table, TableFull, WorkerView};
 pub use timer::{TIMER_RESOLUTION, Wheel};

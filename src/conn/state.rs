@@ -4,6 +4,7 @@
 //! `ip_vs_proto_udp.c`.
 
 use crate::types::{Duration, Protocol};
+use crate::wire::transport::tcp_flags;
 
 /// A connection's state: a number whose meaning depends on the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -93,18 +94,6 @@ pub enum TcpEvent {
     Rst = 3,
     /// None of these.
     Other = 4,
-}
-
-/// FIN, SYN, RST and ACK in the flags byte (RFC 9293, section 3.1).
-pub(crate) mod tcp_flags {
-    /// No more data from the sender.
-    pub(crate) const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub(crate) const SYN: u8 = 0x02;
-    /// Reset.
-    pub(crate) const RST: u8 = 0x04;
-    /// The acknowledgement field counts.
-    pub(crate) const ACK: u8 = 0x10;
 }
 
 impl TcpEvent {

@@ -44,6 +44,11 @@ pub struct ConnectionId {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hint(u32);
 
+impl Hint {
+    /// Nothing seen.
+    pub const NONE: Self = Self(0);
+}
+
 /// What a new connection is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct NewConnection {

@@ -2,6 +2,7 @@
 
 use crate::sys::frames::{Frame, FramePool};
 use crate::types::PortId;
+use crate::wire::Parsed;
 
 use super::Verdict;
 
@@ -25,6 +26,27 @@ pub struct Offload {
     pub header_length: u16,
     /// Payload bytes in each segment.
     pub segment_size: u16,
+}
+
+impl Offload {
+    /// The largest IP packet that will be on the wire: a segment, where the frame is to be cut.
+    pub fn largest_packet(&self, packet: &Parsed) -> u32 {
+        if self.segmentation == 0 {
+            return packet.ip_length;
+        }
+        let headers = self.header_length.saturating_sub(packet.ip_offset);
+        (u32::from(headers) + u32::from(self.segment_size)).min(packet.ip_length)
+    }
+
+    /// Keeps the offsets right after a link header of `before` bytes was replaced by one of `after`.
+    pub fn link_header_replaced(&mut self, before: u16, after: u16) {
+        if self.needs_checksum {
+            self.checksum_start = self.checksum_start.saturating_sub(before).saturating_add(after);
+        }
+        if self.segmentation != 0 {
+            self.header_length = self.header_length.saturating_sub(before).saturating_add(after);
+        }
+    }
 }
 
 /// One frame of a batch: where it came from, and what became of it.
@@ -83,6 +105,16 @@ impl Batch {
         }
         self.entries.push(Entry { frame, port, offload, verdict: Verdict::Undecided });
         Ok(())
+    }
+
+    /// Appends a frame with its verdict; the caller has seen to [`room`](Self::room).
+    pub(super) fn push_decided(&mut self, frame: Frame, port: PortId, offload: Offload, verdict: Verdict) {
+        self.entries.push(Entry { frame, port, offload, verdict });
+    }
+
+    /// Takes one entry out; those behind it move up.
+    pub(super) fn take(&mut self, position: usize) -> Entry {
+        self.entries.remove(position)
     }
 
     /// The frames, in order of arrival.

@@ -1,7 +1,221 @@
 //! The director: turns batches of frames into verdicts.
+//!
+//! Sans I/O: [`Director::process`] takes frames and the moment, [`Director::tick`] lets time pass, and
+//! [`Director::next_deadline`] says until when a worker may sleep. Rings, captures, benchmarks, fuzzers and tests
+//! call the same functions. One [`Director`] for each worker; what they have in common is [`Shared`].
 
 mod batch;
+mod configuration;
+mod counters;
+mod held;
+mod pipeline;
+mod shared;
 mod verdict;
 
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+
+use crate::conn::FlowFamily;
+use crate::forward::{NextHop, dr};
+use crate::service::ServerId;
+use crate::sys::frames::FramePool;
+use crate::types::Instant;
+use crate::wire::{Malformed, Parsed};
+
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
+pub use configuration::{Configuration, Network, PortLink, Settings};
+pub use counters::{FrameCounts, WorkerCounters};
+pub use shared::{Capacity, Shared};
 pub use verdict::{DropReason, Verdict};
+
+use held::{Held, Waybill};
+use pipeline::{Handled, Local, Locals, Note, Pass};
+
+/// Most timer entries that a worker looks at between two batches.
+const TIMER_BUDGET: usize = 512;
+
+/// A snapshot, at hand until another takes its place.
+type Snapshot<T> = Cache<ArcSnapshot<T>, Arc<T>>;
+
+/// Where a snapshot is found: a field of [`Shared`].
+struct ArcSnapshot<T: 'static> {
+    shared: Arc<Shared>,
+    field: fn(&Shared) -> &ArcSwap<T>,
+}
+
+impl<T> std::ops::Deref for ArcSnapshot<T> {
+    type Target = ArcSwap<T>;
+    fn deref(&self) -> &ArcSwap<T> {
+        (self.field)(&self.shared)
+    }
+}
+
+/// One worker's director.
+pub struct Director {
+    shared: Arc<Shared>,
+    worker: usize,
+    configuration: Snapshot<Configuration>,
+    network: Snapshot<Network>,
+    locals: Locals,
+    notes: Box<[Note; BATCH_SIZE]>,
+    held: Held,
+    /// Frames of the present batch that will be held, by their place in it.
+    waybills: Vec<(usize, Waybill)>,
+}
+
+impl std::fmt::Debug for Director {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Director").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+impl Director {
+    /// The director of worker `worker`, of which there must be no other.
+    ///
+    /// # Panics
+    /// For a worker beyond what `shared` has room for: an error in the program.
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Self {
+        assert!(worker < shared.workers(), "worker {worker} of {}", shared.workers());
+        let at = |shared: &Arc<Shared>| Arc::clone(shared);
+        Self {
+            configuration: Cache::new(ArcSnapshot {
+                shared: at(&shared),
+                field: |shared| &shared.configuration,
+            }),
+            network: Cache::new(ArcSnapshot { shared: at(&shared), field: |shared| &shared.network }),
+            shared,
+            worker,
+            locals: Locals::default(),
+            notes: Box::new([Note::EMPTY; BATCH_SIZE]),
+            held: Held::new(),
+            waybills: Vec::with_capacity(BATCH_SIZE),
+        }
+    }
+
+    /// What all workers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Decides about every frame in the batch. Frames that must wait are taken out of it; every other one is left
+    /// with its verdict, and changed where that is to send it.
+    pub fn process(&mut self, batch: &mut Batch, frames: &FramePool, now: Instant) {
+        self.shared.epochs.enter(self.worker);
+        let counters = self.shared.counters(self.worker);
+        counters.count_received(batch.len());
+        let network = self.network.load();
+        let mut pass = Pass {
+            shared: &self.shared,
+            configuration: self.configuration.load(),
+            network,
+            counters,
+            locals: &mut self.locals,
+            now,
+        };
+        let (held, waybills) = (&self.held, &mut self.waybills);
+        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, server, _method| {
+            let may_wait = || held.has_room(server, waybills.len());
+            let verdict = forward(network, frames, entry, packet, server, may_wait);
+            if verdict == Verdict::Held {
+                waybills.push((position, Waybill::new(server, packet, &entry.offload)));
+            }
+            verdict
+        });
+        for (taken, (position, waybill)) in self.waybills.drain(..).enumerate() {
+            let entry = batch.take(position - taken);
+            self.held.keep(entry, waybill, now);
+        }
+    }
+
+    /// Appends to `batch`, with their verdicts, frames that have waited long enough, and sees to the timers. Call it
+    /// between batches, and when [`next_deadline`](Self::next_deadline) has come. Bounded work; says whether
+    /// it is done for `now`.
+    pub fn tick(&mut self, batch: &mut Batch, frames: &FramePool, now: Instant) -> bool {
+        self.shared.epochs.enter(self.worker);
+        if !self.held.is_empty() {
+            let counters = self.shared.counters(self.worker);
+            self.held.release(batch, frames, self.network.load(), now, |verdict| {
+                counters.count_released();
+                counters.count(verdict);
+            });
+        }
+        let ipv4 = self.expire::<crate::conn::Ipv4>(now);
+        let ipv6 = self.expire::<crate::conn::Ipv6>(now);
+        ipv4 && ipv6
+    }
+
+    fn expire<F: Handled + FlowFamily>(&mut self, now: Instant) -> bool {
+        let Shared { slots, epochs, .. } = &*self.shared;
+        let table = F::table(&self.shared);
+        let Local { view, wheel } = F::local(&mut self.locals);
+        let done = wheel.advance(table, slots, view, epochs, now, TIMER_BUDGET);
+        table.reclaim(view, epochs);
+        done
+    }
+
+    /// When [`tick`](Self::tick) should be called at the latest; `None` while nothing is pending.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let Locals { ipv4, ipv6 } = &self.locals;
+        [ipv4.wheel.next_deadline(), ipv6.wheel.next_deadline(), self.held.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether frames wait for something outside: then look at [`tick`](Self::tick) soon.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The worker goes to sleep: it looks at nothing until its next batch or tick.
+    pub fn rest(&self) {
+        self.shared.epochs.leave(self.worker);
+    }
+
+    /// This worker's frames by verdict.
+    pub fn frame_counts(&self) -> FrameCounts {
+        self.shared.counters(self.worker).frames()
+    }
+}
+
+/// Changes a frame for its real server. `may_wait` says whether there is room for one that must wait.
+fn forward(
+    network: &Network,
+    frames: &FramePool,
+    entry: &mut Entry,
+    packet: &Parsed,
+    server: ServerId,
+    may_wait: impl FnOnce() -> bool,
+) -> Verdict {
+    let next_hop = network.next_hop(server);
+    match next_hop {
+        NextHop::Local => return Verdict::ToHost,
+        NextHop::Failed(error) => return Verdict::Drop(error.into()),
+        NextHop::Resolving | NextHop::Ready { .. } => (),
+    }
+    if let Err(error) = dr::decrement_lifetime(frames, &mut entry.frame, packet) {
+        return Verdict::Drop(error.into());
+    }
+    let waybill = Waybill::new(server, packet, &entry.offload);
+    match next_hop {
+        NextHop::Ready { .. } => waybill.send(frames, &mut entry.frame, &mut entry.offload, next_hop),
+        _ if may_wait() => Verdict::Held,
+        _ => Verdict::Drop(DropReason::NeighbourQueueFull),
+    }
+}
+
+impl From<Malformed> for DropReason {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::TruncatedFrame => Self::TruncatedFrame,
+            Malformed::BadIpv4Header => Self::BadIpv4Header,
+            Malformed::BadIpv4Checksum => Self::BadIpv4Checksum,
+            Malformed::BadIpv6Header => Self::BadIpv6Header,
+            Malformed::BadTransportHeader => Self::BadTransportHeader,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

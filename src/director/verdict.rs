@@ -11,6 +11,8 @@ pub enum Verdict {
     Transmit(PortId),
     /// Send this frame, which the director made of the one it received, back where that came from.
     Reply(PortId),
+    /// Set aside by the director until it knows more; it comes up again in a later batch.
+    Held,
     /// Not ours: the host's own stack is to see it.
     ToHost,
     /// Nothing more happens to it.
@@ -49,6 +51,8 @@ drop_reasons! {
     BadIpv6Header = "bad-ipv6-header",
     /// A TCP, UDP or SCTP header that is cut off or contradicts itself.
     BadTransportHeader = "bad-transport-header",
+    /// Sent to a link address that is not this host's.
+    ForeignLinkAddress = "foreign-link-address",
     /// A fragment to a virtual service; these are not forwarded.
     Fragment = "fragment",
     /// The service has no real server that may take a new connection.
@@ -61,6 +65,8 @@ drop_reasons! {
     TooBig = "too-big",
     /// No free connection record, bucket or timer.
     ConnectionTableFull = "connection-table-full",
+    /// The frame's chunk has no room for the new headers.
+    NoRoom = "no-room",
     /// The kernel has no route to the real server.
     NoRoute = "no-route",
     /// The route to the real server leads out of an interface that the director was not given.

@@ -19,6 +19,7 @@ const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 #[derive(Clone, Debug, Default)]
 pub struct ServiceTable {
     by_key: HashMap<ServiceKey, Arc<Service>>,
+    addresses: HashMap<IpAddr, usize>,
     ftp_services: usize,
     port_zero_services: usize,
 }
@@ -39,6 +40,13 @@ impl ServiceTable {
     }
 
     fn count(&mut self, key: &ServiceKey, change: impl Fn(usize) -> usize) {
+        if let ServiceKey::Address { address, .. } = key {
+            let services = self.addresses.entry(*address).or_default();
+            *services = change(*services);
+            if *services == 0 {
+                self.addresses.remove(address);
+            }
+        }
         match key {
             ServiceKey::Address { protocol: Protocol::Tcp, port: FTP_PORT, .. } => {
                 self.ftp_services = change(self.ftp_services);
@@ -51,6 +59,11 @@ impl ServiceTable {
     /// The service with just this key.
     pub fn get(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.by_key.get(key)
+    }
+
+    /// Whether `address` is a virtual address, of whatever service.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
     }
 
     /// The service that takes a packet to `address` and `port`, in the kernel's order (`ip_vs_service_find`):

@@ -1,0 +1,187 @@
+//! The whole path of a DR packet in process: parse to verdict, with service look-up, state, timers and counters.
+//!
+//! Packets of established connections, picked at random among 1 K to 10 M flows, in batches of 1 to 64: the same
+//! code for all. Frames are written before the clock starts; every figure is for one packet.
+//! `cargo bench --bench director`; with `UVS_BENCH_FLOWS=1000,1000000` only these many flows.
+
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use parking_lot::Mutex;
+
+use uvs::director::{Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared};
+use uvs::forward::NextHop;
+use uvs::scheduler;
+use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
+use uvs::sys::frames::{Frame, FramePool};
+use uvs::types::{ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey};
+use uvs::wire::build::{Build, Transport};
+use uvs::wire::{ipv4, transport::tcp_flags};
+
+const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const VIP: [u8; 4] = [192, 0, 2, 1];
+const SERVERS: u32 = 16;
+/// Frames prepared before the clock starts.
+const PREPARED: usize = 1024;
+
+struct Setup {
+    director: Director,
+    frames: FramePool,
+    now: Instant,
+    flows: u64,
+    random: u64,
+    prepared: Vec<Frame>,
+    template: Vec<u8>,
+}
+
+fn template(flags: u8) -> Vec<u8> {
+    Build::ipv4([10, 0, 0, 0], VIP)
+        .destination_mac(DIRECTOR)
+        .transport(Transport::tcp_with(0, 80, flags))
+        .frame()
+}
+
+/// Client address and port of a flow: 64 connections for each client.
+fn patch(frame: &mut [u8], flow: u64) {
+    let client = 0x0a00_0000 + (flow / 64) as u32;
+    frame[26..30].copy_from_slice(&client.to_be_bytes());
+    frame[34..36].copy_from_slice(&(1024 + (flow % 64) as u16).to_be_bytes());
+    let _ = ipv4::write_checksum(&mut frame[14..34]);
+}
+
+impl Setup {
+    fn new(flows: u64) -> Self {
+        let connections = u32::try_from(flows).unwrap_or(u32::MAX).max(1024);
+        let capacity = Capacity { connections, servers: 64, workers: 1 };
+        let shared = Shared::new(capacity, [HashKey::new([11, 12]), HashKey::new([13, 14])]).expect("memory");
+        let mut chooser = Chooser::new(scheduler::create("rr", 0).expect("rr"));
+        let mut network = Network {
+            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }],
+            local: [IpAddr::from(VIP)].into(),
+            next_hops: Vec::new(),
+        };
+        for number in 0..SERVERS {
+            let id = ServerId(number);
+            let slot = shared.slots.get(id);
+            slot.assign(ServiceId(0));
+            slot.set_weight(1);
+            slot.set_available(true);
+            let address = IpAddr::from([192, 0, 2, 10 + number as u8]);
+            let method = ForwardingMethod::DirectRouting;
+            chooser.add(&shared.slots, RealServer { id, address, port: 80, method });
+            network.next_hops.push(NextHop::Ready {
+                port: PortId(0),
+                source: MacAddress(DIRECTOR),
+                destination: MacAddress([2, 0, 0, 0, 1, number as u8]),
+                vlan: None,
+                mtu: 1500,
+            });
+        }
+        let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 80 };
+        let mut configuration = Configuration::default();
+        let chooser = Arc::new(Mutex::new(chooser));
+        configuration.services.insert(Arc::new(Service { id: ServiceId(0), key, chooser }));
+        shared.configuration.store(Arc::new(configuration));
+        shared.network.store(Arc::new(network));
+        let mut setup = Self {
+            director: Director::new(shared, 0),
+            frames: FramePool::new(2 * PREPARED as u32, 2048).expect("memory"),
+            now: Instant::from_nanos(1_000_000_000),
+            flows,
+            random: 1,
+            prepared: Vec::with_capacity(PREPARED),
+            template: template(tcp_flags::ACK),
+        };
+        setup.establish();
+        setup
+    }
+
+    fn establish(&mut self) {
+        let mut batch = Batch::new();
+        for flags in [tcp_flags::SYN, tcp_flags::ACK] {
+            let mut bytes = template(flags);
+            for flow in 0..self.flows {
+                patch(&mut bytes, flow);
+                let frame = self.frames.allocate_copy(&bytes).expect("a free chunk");
+                batch.push(frame, PortId(0), Offload::default()).expect("room");
+                if batch.room() == 0 || flow + 1 == self.flows {
+                    self.director.process(&mut batch, &self.frames, self.now);
+                    batch.clear(&mut self.frames);
+                }
+            }
+        }
+        assert_eq!(self.director.shared().ipv4.alive(), self.flows);
+    }
+
+    fn prepare(&mut self) {
+        while self.prepared.len() < PREPARED {
+            self.random =
+                self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let flow = (u128::from(self.random) * u128::from(self.flows) >> 64) as u64;
+            patch(&mut self.template, flow);
+            self.prepared.push(self.frames.allocate_copy(&self.template).expect("a free chunk"));
+        }
+    }
+
+    /// Processes all prepared frames in batches of `size`; how long that took.
+    fn run(&mut self, batch: &mut Batch, size: usize) -> Duration {
+        self.prepare();
+        let mut taken = Duration::ZERO;
+        while !self.prepared.is_empty() {
+            // As many batches as come from one full one, so that the clock is read as often for each size.
+            let start = Clock::now();
+            for _ in 0..64 / size {
+                for frame in self.prepared.drain(self.prepared.len() - size..) {
+                    let _ = batch.push(frame, PortId(0), Offload::default());
+                }
+                self.now = Instant::from_nanos(self.now.as_nanos() + 1000);
+                self.director.process(batch, &self.frames, self.now);
+                black_box(batch.entries());
+                batch.clear(&mut self.frames);
+            }
+            taken += start.elapsed();
+        }
+        self.director.tick(batch, &self.frames, self.now);
+        taken
+    }
+}
+
+fn established(criterion: &mut Criterion) {
+    let wanted =
+        std::env::var("UVS_BENCH_FLOWS").unwrap_or_else(|_| "1000,64000,1000000,10000000".to_owned());
+    let mut group = criterion.benchmark_group("dr-established");
+    group.throughput(Throughput::Elements(1));
+    for flows in wanted.split(',').filter_map(|flows| flows.trim().parse().ok()) {
+        let mut setup = Setup::new(flows);
+        let mut batch = Batch::new();
+        for size in [1, 8, 32, 64] {
+            group.bench_function(
+                BenchmarkId::new(format!("{flows}-flows"), format!("batch-{size}")),
+                |bencher| {
+                    bencher.iter_custom(|iterations| {
+                        let rounds = iterations.div_ceil(PREPARED as u64);
+                        let taken: Duration = (0..rounds).map(|_| setup.run(&mut batch, size)).sum();
+                        taken.mul_f64(iterations as f64 / (rounds * PREPARED as u64) as f64)
+                    });
+                },
+            );
+        }
+        assert!(setup.director.frame_counts().is_conserved());
+        let dropped: u64 = setup.director.frame_counts().dropped.iter().sum();
+        assert_eq!((setup.director.frame_counts().to_host, dropped), (0, 0), "every packet was forwarded");
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    established(&mut criterion);
+    criterion.final_summary();
+}

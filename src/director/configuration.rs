@@ -1,0 +1,90 @@
+//! What the packet path goes by: two immutable snapshots, swapped at batch boundaries.
+//!
+//! [`Configuration`] comes from the operator's commands, [`Network`] from the kernel's links, addresses, routes
+//! and neighbours. They change at different times and by different hands, so they are swapped apart.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use crate::conn::Timeouts;
+use crate::forward::{NextHop, NextHopError};
+use crate::service::{ServerId, ServiceTable};
+use crate::types::{Instant, MacAddress, PortId};
+
+/// What the kernel keeps under `net.ipv4.vs`, as far as it steers packets; the defaults are the kernel's.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// `ipvsadm --set`, and the other states' constants.
+    pub timeouts: Timeouts,
+    /// End connections whose real server was removed, instead of dropping their packets.
+    pub expire_nodest_conn: bool,
+    /// Which old connections a SYN on their ports replaces: 0 none, bit 0 those that have ended, bit 1 also
+    /// those in FIN_WAIT whose replies are not seen.
+    pub conn_reuse_mode: u8,
+    /// Schedule TCP packets other than SYN, too.
+    pub sloppy_tcp: bool,
+    /// Until then, TCP packets in mid-connection that nobody knows are dropped instead of shown to the host: a
+    /// director that was killed may have known them, and the host would reset them.
+    pub drop_unknown_until: Instant,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::default(),
+            expire_nodest_conn: false,
+            conn_reuse_mode: 1,
+            sloppy_tcp: false,
+            drop_unknown_until: Instant::ZERO,
+        }
+    }
+}
+
+/// The operator's part.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// Virtual services.
+    pub services: ServiceTable,
+    /// Settings.
+    pub settings: Settings,
+}
+
+/// One port, as the kernel has it.
+#[derive(Clone, Debug)]
+pub struct PortLink {
+    /// Link addresses that frames for this host carry: the interface's own, and those of interfaces on top
+    /// of it (as for VRRP's virtual addresses).
+    pub addresses: Vec<MacAddress>,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+}
+
+/// The kernel's part.
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    /// By [`PortId`].
+    pub ports: Vec<PortLink>,
+    /// Addresses of the host itself, virtual addresses included.
+    pub local: HashSet<IpAddr>,
+    /// By [`ServerId`].
+    pub next_hops: Vec<NextHop>,
+}
+
+impl Network {
+    /// Whether frames to `address` that arrive on `port` are for this host.
+    #[inline]
+    pub fn is_own_link(&self, port: PortId, address: MacAddress) -> bool {
+        self.ports.get(usize::from(port.0)).is_some_and(|port| port.addresses.contains(&address))
+    }
+
+    /// Whether `address` is this host's.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local.contains(&address)
+    }
+
+    /// The way to a real server.
+    #[inline]
+    pub fn next_hop(&self, server: ServerId) -> NextHop {
+        self.next_hops.get(server.index()).copied().unwrap_or(NextHop::Failed(NextHopError::NoRoute))
+    }
+}

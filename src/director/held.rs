@@ -1,0 +1,156 @@
+//! Frames that wait for their real server's link address.
+
+use std::collections::VecDeque;
+
+use crate::forward::{NextHop, NextHopError, dr};
+use crate::service::ServerId;
+use crate::sys::frames::{Frame, FramePool};
+use crate::types::{Duration, Family, Instant};
+use crate::wire::Parsed;
+
+use super::batch::{Batch, Entry, Offload};
+use super::configuration::Network;
+use super::{DropReason, Verdict};
+
+/// Most frames that wait at a time, with one worker.
+pub(super) const MAX_HELD: usize = 256;
+/// Most of them for one real server: what the kernel keeps for an unresolved neighbour, about
+/// (`unres_qlen_bytes`), so that one dead server cannot starve the others.
+const MAX_HELD_PER_SERVER: usize = 64;
+/// How long a frame waits: the kernel's three probes, a second apart.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A waiting frame, its time to live already lowered.
+#[derive(Debug)]
+struct Waiting {
+    entry: Entry,
+    waybill: Waybill,
+    until: Instant,
+}
+
+/// What a frame needs to be sent on, now or later.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waybill {
+    server: ServerId,
+    link_length: u16,
+    ip_length: u32,
+    largest: u32,
+    family: Family,
+}
+
+impl Waybill {
+    #[inline]
+    pub(super) fn new(server: ServerId, packet: &Parsed, offload: &Offload) -> Self {
+        Self {
+            server,
+            link_length: packet.ip_offset,
+            ip_length: packet.ip_length,
+            largest: offload.largest_packet(packet),
+            family: packet.family(),
+        }
+    }
+
+    /// Readdresses the frame to `next_hop`.
+    #[inline]
+    pub(super) fn send(
+        &self,
+        frames: &FramePool,
+        frame: &mut Frame,
+        offload: &mut Offload,
+        next_hop: NextHop,
+    ) -> Verdict {
+        let NextHop::Ready { port, vlan, .. } = next_hop else { return Verdict::Held };
+        let place = (self.link_length, self.ip_length);
+        match dr::readdress(frames, frame, place, self.family, self.largest, next_hop) {
+            Ok(()) => {
+                offload.link_header_replaced(self.link_length, if vlan.is_some() { 18 } else { 14 });
+                Verdict::Transmit(port)
+            }
+            Err(error) => Verdict::Drop(error.into()),
+        }
+    }
+}
+
+/// One worker's waiting frames, oldest first.
+#[derive(Debug)]
+pub(super) struct Held {
+    waiting: VecDeque<Waiting>,
+}
+
+impl Held {
+    pub(super) fn new() -> Self {
+        Self { waiting: VecDeque::with_capacity(MAX_HELD) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// When the first of them gives up.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.waiting.front().map(|waiting| waiting.until)
+    }
+
+    /// Whether another frame for `server` may wait, beside `more` that were promised a place already.
+    pub(super) fn has_room(&self, server: ServerId, more: usize) -> bool {
+        self.waiting.len() + more < MAX_HELD
+            && self.waiting.iter().filter(|waiting| waiting.waybill.server == server).count() + more
+                < MAX_HELD_PER_SERVER
+    }
+
+    pub(super) fn keep(&mut self, entry: Entry, waybill: Waybill, now: Instant) {
+        self.waiting.push_back(Waiting { entry, waybill, until: now + PATIENCE });
+    }
+
+    /// Appends to `batch`, decided, the frames whose wait is over, as far as there is room.
+    pub(super) fn release(
+        &mut self,
+        batch: &mut Batch,
+        frames: &FramePool,
+        network: &Network,
+        now: Instant,
+        mut count: impl FnMut(Verdict),
+    ) {
+        for _ in 0..self.waiting.len() {
+            if batch.room() == 0 {
+                return;
+            }
+            let Some(mut waiting) = self.waiting.pop_front() else { return };
+            let Waiting { entry: Entry { frame, offload, .. }, waybill, until } = &mut waiting;
+            let verdict = match network.next_hop(waybill.server) {
+                NextHop::Resolving if now < *until => {
+                    self.waiting.push_back(waiting);
+                    continue;
+                }
+                NextHop::Resolving => Verdict::Drop(DropReason::NeighbourFailed),
+                NextHop::Local => Verdict::ToHost,
+                NextHop::Failed(error) => Verdict::Drop(error.into()),
+                next_hop @ NextHop::Ready { .. } => waybill.send(frames, frame, offload, next_hop),
+            };
+            count(verdict);
+            let Entry { frame, port, offload, .. } = waiting.entry;
+            batch.push_decided(frame, port, offload, verdict);
+        }
+    }
+}
+
+impl From<NextHopError> for DropReason {
+    fn from(error: NextHopError) -> Self {
+        match error {
+            NextHopError::NoRoute => Self::NoRoute,
+            NextHopError::ForeignInterface => Self::ForeignInterface,
+            NextHopError::NeighbourFailed => Self::NeighbourFailed,
+            NextHopError::PortDown => Self::PortDown,
+        }
+    }
+}
+
+impl From<dr::RewriteError> for DropReason {
+    fn from(error: dr::RewriteError) -> Self {
+        match error {
+            dr::RewriteError::TtlExpired => Self::TtlExpired,
+            dr::RewriteError::TooBig => Self::TooBig,
+            dr::RewriteError::NoRoom => Self::NoRoom,
+        }
+    }
+}

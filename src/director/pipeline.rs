@@ -1,0 +1,475 @@
+//! One batch on its way: parse and hash all, probe all, then act on each.
+//!
+//! What the first two stages find is a hint. By the time a frame is acted on, those before it may have made,
+//! changed or ended the very connection; so a hit is looked at again, a miss is looked up again, and under the
+//! bucket's lock before anything is scheduled. Results do not depend on how frames are split into batches.
+
+use crate::conn::{
+    BucketGuard, Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6,
+    Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView,
+};
+use crate::scheduler::Flow;
+use crate::service::{RealServer, ServerId, Service};
+use crate::sys::frames::FramePool;
+use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
+use crate::wire::transport::tcp_flags;
+use crate::wire::{self, Addresses, Fragment, Outcome, Parsed};
+
+use super::batch::{BATCH_SIZE, Entry};
+use super::configuration::{Configuration, Network};
+use super::counters::WorkerCounters;
+use super::shared::Shared;
+use super::{DropReason, Verdict};
+
+/// First chunk of an SCTP association (RFC 9260, section 3.3.2).
+const SCTP_INIT: u8 = 1;
+
+/// What the first stages note of each frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note {
+    outcome: Outcome,
+    hash: u64,
+    hint: Hint,
+}
+
+impl Note {
+    pub(super) const EMPTY: Self = Self { outcome: Outcome::NotIp, hash: 0, hint: Hint::NONE };
+}
+
+/// What one worker keeps of one family's table.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    pub(super) view: WorkerView,
+    pub(super) wheel: Wheel,
+}
+
+/// Both families' locals.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    pub(super) ipv4: Local,
+    pub(super) ipv6: Local,
+}
+
+/// A family as the pipeline needs it: where its table is, and a packet's key.
+pub(super) trait Handled: FlowFamily {
+    fn table(shared: &Shared) -> &Table<Self>;
+    fn local(locals: &mut Locals) -> &mut Local;
+    fn addresses(addresses: &Addresses) -> Self::Addresses;
+}
+
+impl Handled for Ipv4 {
+    #[inline]
+    fn table(shared: &Shared) -> &Table<Self> {
+        &shared.ipv4
+    }
+    #[inline]
+    fn local(locals: &mut Locals) -> &mut Local {
+        &mut locals.ipv4
+    }
+    #[inline]
+    fn addresses(addresses: &Addresses) -> [u64; 1] {
+        match *addresses {
+            Addresses::V4 { source, destination } => [u64::from(source) << 32 | u64::from(destination)],
+            Addresses::V6 { .. } => [0],
+        }
+    }
+}
+
+impl Handled for Ipv6 {
+    #[inline]
+    fn table(shared: &Shared) -> &Table<Self> {
+        &shared.ipv6
+    }
+    #[inline]
+    fn local(locals: &mut Locals) -> &mut Local {
+        &mut locals.ipv6
+    }
+    #[inline]
+    fn addresses(addresses: &Addresses) -> [u64; 4] {
+        match *addresses {
+            Addresses::V6 { source: [a, b], destination: [c, d] } => [a, b, c, d],
+            Addresses::V4 { .. } => [0; 4],
+        }
+    }
+}
+
+#[inline]
+fn key<F: Handled>(packet: &Parsed) -> FlowKey<F> {
+    FlowKey::new(
+        F::addresses(&packet.addresses),
+        packet.protocol,
+        packet.source_port,
+        packet.destination_port,
+    )
+}
+
+/// Where a packet is to go, once it is known to belong to a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Decision {
+    /// To this real server, by this method.
+    Forward(ServerId, ForwardingMethod),
+    /// Nowhere further, or to the host.
+    End(Verdict),
+}
+
+/// Everything that stays the same for the length of a batch.
+pub(super) struct Pass<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) configuration: &'a Configuration,
+    pub(super) network: &'a Network,
+    pub(super) counters: &'a WorkerCounters,
+    pub(super) locals: &'a mut Locals,
+    pub(super) now: Instant,
+}
+
+impl Pass<'_> {
+    /// Decides about every frame of a batch, in order. `forward` sends one, of which it also gets the place in
+    /// the batch, to its real server.
+    pub(super) fn run(
+        &mut self,
+        entries: &mut [Entry],
+        notes: &mut [Note; BATCH_SIZE],
+        frames: &FramePool,
+        mut forward: impl FnMut(usize, &mut Entry, &Parsed, ServerId, ForwardingMethod) -> Verdict,
+    ) {
+        for entry in entries.iter() {
+            frames.prefetch(&entry.frame);
+        }
+        for (entry, note) in entries.iter().zip(notes.iter_mut()) {
+            *note = self.read(frames.bytes(&entry.frame));
+        }
+        for note in &mut notes[..entries.len().min(BATCH_SIZE)] {
+            if let Outcome::Packet(packet) = &note.outcome {
+                note.hint = match packet.addresses {
+                    Addresses::V4 { .. } => self.shared.ipv4.probe(note.hash),
+                    Addresses::V6 { .. } => self.shared.ipv6.probe(note.hash),
+                };
+            }
+        }
+        for (position, (entry, note)) in entries.iter_mut().zip(notes.iter()).enumerate() {
+            entry.verdict = match &note.outcome {
+                Outcome::NotIp => Verdict::ToHost,
+                Outcome::Malformed(reason) => Verdict::Drop((*reason).into()),
+                Outcome::Packet(packet) => match self.decide(packet, note, entry.port) {
+                    Decision::Forward(server, method) => forward(position, entry, packet, server, method),
+                    Decision::End(verdict) => verdict,
+                },
+            };
+            self.counters.count(entry.verdict);
+        }
+    }
+
+    /// Stage one: parse, hash, and ask for the bucket.
+    #[inline]
+    fn read(&self, bytes: &[u8]) -> Note {
+        let outcome = wire::parse(bytes);
+        let mut hash = 0;
+        if let Outcome::Packet(packet) = &outcome {
+            match packet.addresses {
+                Addresses::V4 { .. } => {
+                    hash = self.shared.ipv4.hash(&key::<Ipv4>(packet));
+                    self.shared.ipv4.prefetch_bucket(hash);
+                }
+                Addresses::V6 { .. } => {
+                    hash = self.shared.ipv6.hash(&key::<Ipv6>(packet));
+                    self.shared.ipv6.prefetch_bucket(hash);
+                }
+            }
+        }
+        Note { outcome, hash, hint: Hint::NONE }
+    }
+
+    /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
+    #[inline]
+    fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Decision {
+        if !self.network.is_own_link(port, packet.destination_mac) {
+            let group = packet.destination_mac.is_group();
+            let verdict = if group { Verdict::ToHost } else { Verdict::Drop(DropReason::ForeignLinkAddress) };
+            return Decision::End(verdict);
+        }
+        let Some(protocol) = Protocol::from_number(packet.protocol) else {
+            return Decision::End(Verdict::ToHost);
+        };
+        if packet.fragment != Fragment::Whole {
+            return Decision::End(self.fragment(packet));
+        }
+        match packet.addresses {
+            Addresses::V4 { .. } => self.packet::<Ipv4>(packet, protocol, note),
+            Addresses::V6 { .. } => self.packet::<Ipv6>(packet, protocol, note),
+        }
+    }
+
+    /// A fragment is not forwarded; one for a virtual address is not the host's business either, which would
+    /// answer for what it pieces together.
+    #[cold]
+    fn fragment(&self, packet: &Parsed) -> Verdict {
+        if self.configuration.services.has_address(packet.addresses.destination()) {
+            Verdict::Drop(DropReason::Fragment)
+        } else {
+            Verdict::ToHost
+        }
+    }
+
+    #[inline]
+    fn packet<F: Handled>(&mut self, packet: &Parsed, protocol: Protocol, note: &Note) -> Decision {
+        let key = key::<F>(packet);
+        let table = F::table(self.shared);
+        match table.find(note.hint, &key, note.hash, self.now) {
+            Some(index) => self.known::<F>(index, packet, protocol, &key, note.hash),
+            None => self.unknown::<F>(packet, protocol, &key, note.hash),
+        }
+    }
+
+    /// A packet of a connection.
+    #[inline]
+    fn known<F: Handled>(
+        &mut self,
+        index: u32,
+        packet: &Parsed,
+        protocol: Protocol,
+        key: &FlowKey<F>,
+        hash: u64,
+    ) -> Decision {
+        let record = F::table(self.shared).record(index);
+        let lifecycle = record.lifecycle();
+        let server = record.server();
+        let slot = self.shared.slots.get(server);
+        let settings = &self.configuration.settings;
+        if opens(packet, protocol) {
+            let quiescent = settings.expire_nodest_conn && slot.weight() == 0;
+            if quiescent || self.is_reused(protocol, lifecycle) {
+                self.end::<F>(ConnectionId { index, generation: lifecycle.generation });
+                return self.unknown::<F>(packet, protocol, key, hash);
+            }
+        }
+        if !slot.is_available() {
+            if !settings.expire_nodest_conn {
+                return Decision::End(Verdict::Drop(DropReason::RealServerGone));
+            }
+            self.end::<F>(ConnectionId { index, generation: lifecycle.generation });
+            return self.unknown::<F>(packet, protocol, key, hash);
+        }
+        self.count(server, packet);
+        record.count_packet();
+        self.advance::<F>(index, record, lifecycle, packet, protocol);
+        Decision::Forward(server, record.target().1)
+    }
+
+    /// Whether a SYN on this connection's ports begins another one (`is_new_conn_expected`).
+    fn is_reused(&self, protocol: Protocol, lifecycle: Lifecycle) -> bool {
+        let mode = self.configuration.settings.conn_reuse_mode;
+        if mode == 0 || protocol != Protocol::Tcp {
+            return false;
+        }
+        match lifecycle.state {
+            State::TIME_WAIT | State::CLOSE => true,
+            State::FIN_WAIT => mode & 2 != 0 && lifecycle.flags.contains(Flags::NO_OUTPUT),
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn count(&self, server: ServerId, packet: &Parsed) {
+        let traffic = &self.counters.traffic;
+        traffic.server(server).packet_in(packet.ip_length);
+        traffic.service(self.shared.slots.get(server).service()).packet_in(packet.ip_length);
+    }
+
+    /// Moves the state machine on and puts the deadline off.
+    #[inline]
+    fn advance<F: Handled>(
+        &mut self,
+        index: u32,
+        record: Connection<'_, F>,
+        mut lifecycle: Lifecycle,
+        packet: &Parsed,
+        protocol: Protocol,
+    ) {
+        let mut state = lifecycle.state;
+        while lifecycle.is_alive() {
+            state = next_state(protocol, lifecycle, packet);
+            if state == lifecycle.state {
+                break;
+            }
+            let active = protocol == Protocol::Tcp && state.is_active_tcp();
+            let flags = if active {
+                lifecycle.flags.without(Flags::INACTIVE)
+            } else {
+                lifecycle.flags.with(Flags::INACTIVE)
+            };
+            if record.exchange(lifecycle, Lifecycle { state, flags, ..lifecycle }) {
+                if active != lifecycle.is_active() {
+                    self.shared.slots.get(record.server()).connection_moved(active);
+                }
+                break;
+            }
+            // Another worker had a packet of the same connection.
+            lifecycle = record.lifecycle();
+        }
+        let deadline = self.now + self.configuration.settings.timeouts.of(packet.protocol, state);
+        let shortened = deadline < record.deadline();
+        record.set_deadline(deadline);
+        if shortened {
+            let id = ConnectionId { index, generation: lifecycle.generation };
+            // No room for the timer means the connection is collected when its former one fires.
+            let _ = F::local(self.locals).wheel.file(F::table(self.shared), id, deadline);
+        }
+    }
+
+    #[cold]
+    fn end<F: Handled>(&mut self, id: ConnectionId) {
+        let Shared { slots, epochs, .. } = self.shared;
+        F::table(self.shared).remove(id, slots, &mut F::local(self.locals).view, epochs);
+    }
+
+    /// A packet without a connection: schedules it, if it may begin one and there is a service for it.
+    #[inline(never)]
+    fn unknown<F: Handled>(
+        &mut self,
+        packet: &Parsed,
+        protocol: Protocol,
+        key: &FlowKey<F>,
+        hash: u64,
+    ) -> Decision {
+        let settings = &self.configuration.settings;
+        let begins = match protocol {
+            Protocol::Tcp => {
+                (settings.sloppy_tcp || packet.tcp_flags & tcp_flags::SYN != 0)
+                    && packet.tcp_flags & tcp_flags::RST == 0
+            }
+            Protocol::Udp => true,
+            Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
+        };
+        let destination = packet.addresses.destination();
+        let services = &self.configuration.services;
+        let service = services
+            .find(protocol, destination, packet.destination_port)
+            .filter(|_| self.network.is_local(destination));
+        match service {
+            None => Decision::End(Verdict::ToHost),
+            Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
+            Some(_) if protocol == Protocol::Tcp && self.now < settings.drop_unknown_until => {
+                Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
+            }
+            Some(_) => Decision::End(Verdict::ToHost),
+        }
+    }
+
+    /// Picks a real server and makes the connection. Locks, in this order, the service's scheduler and the
+    /// flow's bucket; a connection that another worker made meanwhile is found under the lock, before
+    /// anything is picked.
+    fn schedule<F: Handled>(
+        &mut self,
+        service: &Service,
+        packet: &Parsed,
+        protocol: Protocol,
+        key: &FlowKey<F>,
+        hash: u64,
+    ) -> Decision {
+        let shared = self.shared;
+        let table = F::table(shared);
+        let mut chooser = service.chooser.lock();
+        let bucket = table.lock(hash);
+        if let Some(index) = bucket.find(key, self.now) {
+            drop((bucket, chooser));
+            return self.known_to_another::<F>(index, packet, protocol);
+        }
+        let flow = Flow {
+            client: packet.addresses.source(),
+            client_port: packet.source_port,
+            destination: packet.addresses.destination(),
+        };
+        let Some(server) = chooser.choose(&shared.slots, &flow) else {
+            return Decision::End(Verdict::Drop(DropReason::NoRealServer));
+        };
+        let made = self.make::<F>(&bucket, key, packet, protocol, server);
+        drop((bucket, chooser));
+        if !made {
+            return Decision::End(Verdict::Drop(DropReason::ConnectionTableFull));
+        }
+        let traffic = &self.counters.traffic;
+        traffic.server(server.id).connection();
+        traffic.service(service.id).connection();
+        self.count(server.id, packet);
+        Decision::Forward(server.id, server.method)
+    }
+
+    /// The connection that another worker made since the look-up.
+    #[cold]
+    fn known_to_another<F: Handled>(&mut self, index: u32, packet: &Parsed, protocol: Protocol) -> Decision {
+        let record = F::table(self.shared).record(index);
+        let server = record.server();
+        self.count(server, packet);
+        record.count_packet();
+        self.advance::<F>(index, record, record.lifecycle(), packet, protocol);
+        Decision::Forward(server, record.target().1)
+    }
+
+    /// Makes the connection of a packet and files its timer; says false where there is no room.
+    fn make<F: Handled>(
+        &mut self,
+        bucket: &BucketGuard<'_, F>,
+        key: &FlowKey<F>,
+        packet: &Parsed,
+        protocol: Protocol,
+        server: RealServer,
+    ) -> bool {
+        let Shared { slots, epochs, .. } = self.shared;
+        let Local { view, wheel } = F::local(self.locals);
+        if let Some(expired) = bucket.find_expired(key) {
+            bucket.remove(expired, slots, view, epochs);
+        }
+        let mut flags = Flags::INACTIVE;
+        if server.method != ForwardingMethod::Masquerading {
+            flags = flags.with(Flags::NO_OUTPUT);
+        }
+        let fresh = Lifecycle { generation: 0, flags, state: State::NONE };
+        let state = next_state(protocol, fresh, packet);
+        if protocol == Protocol::Tcp && state.is_active_tcp() {
+            flags = flags.without(Flags::INACTIVE);
+        }
+        let deadline = self.now + self.configuration.settings.timeouts.of(packet.protocol, state);
+        // Only NAT translates ports (`ip_vs_conn_new` for the others gets the destination's own port).
+        let port = match server.method {
+            ForwardingMethod::Masquerading if server.port != 0 => server.port,
+            _ => packet.destination_port,
+        };
+        let new = NewConnection { server: server.id, port, method: server.method, flags, state, deadline };
+        let Ok(index) = bucket.insert(key, new, slots, view, epochs) else { return false };
+        let table = F::table(self.shared);
+        table.record(index).count_packet();
+        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
+        if wheel.file(table, id, deadline) {
+            return true;
+        }
+        bucket.remove(id, slots, view, epochs);
+        false
+    }
+}
+
+/// Whether the packet begins a connection even where there is one (`is_new_conn`).
+#[inline]
+fn opens(packet: &Parsed, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Tcp => packet.tcp_flags & tcp_flags::SYN != 0,
+        Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
+        Protocol::Udp => false,
+    }
+}
+
+/// The state after a packet from the client.
+#[inline]
+fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed) -> State {
+    match protocol {
+        Protocol::Tcp => {
+            let direction = if lifecycle.flags.contains(Flags::NO_OUTPUT) {
+                Direction::InputOnly
+            } else {
+                Direction::Input
+            };
+            StateTable::NORMAL.next(lifecycle.state, direction, TcpEvent::of(packet.tcp_flags))
+        }
+        Protocol::Udp => State::UDP,
+        Protocol::Sctp => State::NONE,
+    }
+}
