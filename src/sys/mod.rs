@@ -6,3 +6,6 @@
 
 pub mod frames;
 pub mod memory;
+pub mod namespace;
+pub mod netlink;
+pub mod signals;
