@@ -68,9 +68,7 @@ fn open(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
 
 /// True for the kernel itself: any process may send to a netlink socket, only the kernel has port 0.
 fn is_kernel(sender: Option<rustix::net::SocketAddrAny>) -> bool {
-    sender
-        .and_then(|sender| SocketAddrNetlink::try_from(sender).ok())
-        .is_some_and(|sender| sender.pid() == 0)
+    sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == 0)
 }
 
 /// A socket that asks the kernel and waits for its answer. It belongs to the network namespace of the thread
@@ -95,8 +93,7 @@ impl Netlink {
     /// The kernel's own.
     pub fn open() -> io::Result<Self> {
         let fd = open(SocketFlags::empty(), 0)?;
-        for option in
-            [NetlinkOption::ExtendedErrors, NetlinkOption::ShortErrors, NetlinkOption::StrictChecks]
+        for option in [NetlinkOption::ExtendedErrors, NetlinkOption::ShortErrors, NetlinkOption::StrictChecks]
         {
             enable(&fd, option)?;
         }
@@ -168,11 +165,12 @@ impl Netlink {
         let mut interrupted = false;
         for _ in 0..MAX_ANSWER_DATAGRAMS {
             let (_, length, sender) =
-                retry(|| rustix::net::recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC))
-                    .map_err(|errno| match errno {
+                retry(|| rustix::net::recvfrom(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC)).map_err(
+                    |errno| match errno {
                         Errno::AGAIN => NetlinkError::Garbled(what),
                         other => other.into(),
-                    })?;
+                    },
+                )?;
             if !is_kernel(sender) {
                 continue;
             }

@@ -47,8 +47,7 @@ mod tests {
     #[test]
     fn netlink_sockets_take_the_options_and_others_do_not() {
         let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
-        for option in
-            [NetlinkOption::ExtendedErrors, NetlinkOption::ShortErrors, NetlinkOption::StrictChecks]
+        for option in [NetlinkOption::ExtendedErrors, NetlinkOption::ShortErrors, NetlinkOption::StrictChecks]
         {
             enable(&netlink, option).unwrap();
             let udp = socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
