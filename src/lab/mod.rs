@@ -1,1 +1,7 @@
-//! The lab.
+//! The lab: a whole cluster in network namespaces, to try the director on.
+
+mod links;
+mod namespace;
+
+pub use links::{MAX_INTERFACE_NAME, VethEnd, add_veth};
+pub use namespace::{NAMESPACES, Namespace};

@@ -72,7 +72,6 @@ pub const RTA_METRICS: u16 = 8;
 pub const RTA_TABLE: u16 = 15;
 pub const RTA_VIA: u16 = 18;
 pub const RTAX_MTU: u16 = 2;
-pub const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 pub const RTN_UNICAST: u8 = 1;
 pub const RTN_LOCAL: u8 = 2;
 pub const RT_TABLE_MAIN: u8 = 254;

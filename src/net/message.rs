@@ -4,6 +4,10 @@
 //! the bytes, an iterator ends at the first thing that contradicts itself, and nothing panics.
 //! Source: include/uapi/linux/netlink.h.
 
+use std::net::IpAddr;
+
+use super::constants::{AF_INET, AF_INET6};
+
 /// Bytes of a message's header.
 pub const HEADER: usize = 16;
 /// Bytes of an attribute's header.
@@ -98,6 +102,22 @@ pub fn read_u16(bytes: &[u8], offset: usize) -> Option<u16> {
 pub fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
     let bytes = bytes.get(offset..offset.checked_add(4)?)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// The kernel's number for an address's family.
+pub fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => AF_INET,
+        IpAddr::V6(_) => AF_INET6,
+    }
+}
+
+/// An address as attributes hold it.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// A message being written.

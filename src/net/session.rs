@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::constants as k;
 use super::decode::{InterfaceAddress, Link, NeighbourEntry, Route, local_route};
-use super::message::{Message, Request, read_u8};
+use super::message::{Message, Request, family, octets, read_u8};
 use super::socket::{Netlink, NetlinkError, Notifications, Received};
 use super::view::{NeighbourKey, View};
 use crate::types::{Family, PortId};
@@ -160,7 +160,6 @@ impl Session {
             let request =
                 Request::new(k::RTM_GETROUTE, 0, &fixed).number(k::RTA_TABLE, u32::from(k::RT_TABLE_LOCAL));
             match self.netlink.dump("list the local table", &request, local_route) {
-                // A kernel asked for both families answers twice over what it does not filter.
                 Ok(rows) => local.extend(rows),
                 // No such table, no such family: nothing is local in it.
                 Err(error) if error.refusal().is_some() => {}
@@ -188,7 +187,6 @@ impl Session {
         let mut fixed = [0; k::ROUTE_FIXED];
         fixed[0] = family(destination);
         fixed[1] = Family::of(destination).bits();
-        fixed[8..12].copy_from_slice(&k::RTM_F_LOOKUP_TABLE.to_ne_bytes());
         let request = Request::new(k::RTM_GETROUTE, 0, &fixed).attribute(k::RTA_DST, &octets(destination));
         let mut route = Route::None;
         match self.netlink.get("look up the route", request, |message| {
@@ -197,8 +195,11 @@ impl Session {
             }
         }) {
             Ok(()) => Ok(route),
-            // Unreachable, prohibited, blackholed: the kernel says it by an error.
-            Err(error) if error.refusal().is_some() => Ok(Route::None),
+            // Unreachable, prohibited, blackholed: the kernel says it by an error, a different one for each.
+            Err(error) if error.refusal().is_some() => {
+                tracing::trace!(%destination, %error, "no route");
+                Ok(Route::None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -249,20 +250,6 @@ impl Session {
     }
 }
 
-fn family(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => k::AF_INET,
-        IpAddr::V6(_) => k::AF_INET6,
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
 fn neighbour_fixed(key: NeighbourKey, flags: u8) -> [u8; k::NEIGHBOUR_FIXED] {
     let mut fixed = [0; k::NEIGHBOUR_FIXED];
     fixed[0] = family(key.1);
@@ -292,6 +279,53 @@ fn take_notification(view: &mut View, stale: &mut Stale, message: Message<'_>) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Room for a few notifications: the least that the kernel gives.
+    const TINY_BUFFER: usize = 1;
+
+    #[test]
+    fn lost_notifications_lead_to_the_truth_all_the_same() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none_or(|value| value != "1"), "needs root");
+            eprintln!("SKIPPED: needs root, to make a network namespace");
+            return;
+        }
+        std::thread::spawn(|| {
+            crate::sys::namespace::unshare_network().unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            let mut up = [0; k::LINK_FIXED];
+            up[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+            up[8..16].copy_from_slice(&[k::IFF_UP.to_ne_bytes(), k::IFF_UP.to_ne_bytes()].concat());
+            netlink.change("switch lo on", Request::new(k::RTM_NEWLINK, 0, &up)).unwrap();
+            let mut session = Session::open(&[(PortId(0), "lo".to_owned())], TINY_BUFFER).unwrap();
+            let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+            let add = |netlink: &mut Netlink, last| {
+                let mut fixed = [k::AF_INET, 32, 0, 0, 0, 0, 0, 0];
+                fixed[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+                let request = Request::new(k::RTM_NEWADDR, k::NLM_F_CREATE, &fixed)
+                    .attribute(k::IFA_LOCAL, &octets(address(last)));
+                netlink.change("add the address", request).unwrap();
+            };
+            for last in 1..=200 {
+                add(&mut netlink, last);
+            }
+            assert!(!session.view().state().is_local(address(1)));
+            let mut received = vec![];
+            while received.last() != Some(&Received::Nothing) {
+                received.push(session.notifications.receive(|_| {}).unwrap());
+            }
+            assert!(received.contains(&Received::Overrun), "no notification was lost: {received:?}");
+            // What was received above is lost to the session; it has to hear of the next overrun itself.
+            for last in 201..=254 {
+                add(&mut netlink, last);
+            }
+            session.turn(session.refreshed + REFRESH_INTERVAL).unwrap();
+            let state = session.view().state();
+            assert!((1..=254).all(|last| state.is_local(address(last))));
+        })
+        .join()
+        .unwrap();
+    }
 
     proptest! {
         #[test]
