@@ -1,5 +1,6 @@
 //! The lab: a whole cluster in network namespaces, to try the director on.
 
+pub mod http;
 mod links;
 mod namespace;
 

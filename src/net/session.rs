@@ -319,6 +319,9 @@ mod tests {
             for last in 201..=254 {
                 add(&mut netlink, last);
             }
+            session.take_notifications().unwrap();
+            // Nothing but an overrun makes the neighbours stale.
+            assert!(session.stale.tables && session.stale.routes && session.stale.neighbours);
             session.turn(session.refreshed + REFRESH_INTERVAL).unwrap();
             let state = session.view().state();
             assert!((1..=254).all(|last| state.is_local(address(last))));
