@@ -14,8 +14,11 @@
 //! # [`service`], [`scheduler`], [`conn`], [`forward`], [`director`] - the parts of the director, and the director
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
-//! # [`io`] - the machine
-//! Ports: where frames come from and go to.
+//! # [`io`], [`net`] - the machine
+//! Ports: where frames come from and go to. Next hops: the kernel's routes and neighbours, mirrored.
+//!
+//! # [`lab`] - the program
+//! A whole cluster in network namespaces, to try the director on.
 
 pub mod sys;
 pub mod types;
@@ -29,3 +32,6 @@ pub mod service;
 pub mod director;
 
 pub mod io;
+pub mod net;
+
+pub mod lab;

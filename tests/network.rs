@@ -1,0 +1,336 @@
+//! The mirror of the kernel's tables against a real kernel, in network namespaces.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use uvs::forward::{NextHop, NextHopError};
+use uvs::lab::{Namespace, VethEnd, add_veth};
+use uvs::net::{Mirror, NetworkState, StartError};
+use uvs::types::{MacAddress, PortId, Prefix};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Whether the test can run. Without root it is skipped, loudly, unless `UVS_REQUIRE_ROOT` forbids that.
+fn root() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none_or(|value| value != "1"), "needs root");
+    eprintln!("SKIPPED: needs root, to make network namespaces");
+    false
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+fn mac(last: u8) -> MacAddress {
+    MacAddress([0x02, 0x55, 0, 0, 0, last])
+}
+
+fn namespace(role: &str) -> Namespace {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    Namespace::create(&format!("uvs-nettest-{}-{count}-{role}", std::process::id())).unwrap()
+}
+
+/// A director's namespace and a peer's, joined by eth0 (given to the director, 10.7.0.1/24 and 2001:db8:7::1/64)
+/// and eth1 (not given to it, 10.8.0.1/24). The peer has .2 on both.
+struct Pair {
+    director: Namespace,
+    peer: Namespace,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let pair = Self { director: namespace("director"), peer: namespace("peer") };
+        for (number, name) in [(0_u8, "eth0"), (1, "eth1")] {
+            pair.connect(name, number);
+        }
+        pair
+    }
+
+    fn connect(&self, name: &str, number: u8) {
+        let end = |namespace, last| VethEnd { namespace, name, mac: mac(last), queues: 2 };
+        add_veth(&end(&self.director, 1 + 16 * number), &end(&self.peer, 2 + 16 * number)).unwrap();
+        for (namespace, last) in [(&self.director, 1), (&self.peer, 2)] {
+            namespace.add_address(name, prefix(&format!("10.{}.0.{last}/24", 7 + number))).unwrap();
+            if number == 0 {
+                namespace.add_address(name, prefix(&format!("2001:db8:7::{last}/64"))).unwrap();
+            }
+            namespace.set_up(name, true).unwrap();
+            namespace.set_up("lo", true).unwrap();
+        }
+    }
+
+    fn mirror(&self, wanted: &[&str]) -> Mirror {
+        let interfaces = vec![(PortId(0), "eth0".to_owned())];
+        let mirror = self.director.run(|| Mirror::start(interfaces)).unwrap().unwrap();
+        want(&mirror, wanted);
+        mirror
+    }
+}
+
+fn want(mirror: &Mirror, wanted: &[&str]) {
+    mirror.want(wanted.iter().map(|text| ip(text)).collect::<BTreeSet<_>>());
+    assert!(mirror.settle(PATIENCE), "the kernel was not asked in time");
+}
+
+/// Waits until the snapshot is as wanted, woken by the mirror's own channel.
+#[track_caller]
+fn wait(mirror: &Mirror, what: &str, right: impl Fn(&NetworkState) -> bool) {
+    let changed = mirror.changed();
+    let deadline = Instant::now() + PATIENCE;
+    while !right(&mirror.snapshot()) {
+        assert!(
+            changed.recv_deadline(deadline).is_ok() || right(&mirror.snapshot()),
+            "{what}: {:#?}",
+            mirror.snapshot()
+        );
+    }
+}
+
+#[track_caller]
+fn wait_hop(mirror: &Mirror, destination: &str, right: impl Fn(NextHop) -> bool) {
+    let destination = ip(destination);
+    wait(mirror, "next hop", |state| state.next_hops.get(&destination).is_some_and(|&hop| right(hop)));
+}
+
+fn ready(destination: MacAddress) -> NextHop {
+    NextHop::Ready { port: PortId(0), source: mac(1), destination, vlan: None, mtu: 1500 }
+}
+
+#[test]
+fn on_link_by_gateway_and_in_both_families() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.director.add_route(prefix("198.51.100.0/24"), ip("10.7.0.2")).unwrap();
+    pair.director.add_route(prefix("203.0.113.0/24"), ip("2001:db8:7::2")).unwrap_err();
+    pair.director.add_route(prefix("2001:db8:100::/48"), ip("2001:db8:7::2")).unwrap();
+    let wanted = ["10.7.0.2", "198.51.100.9", "2001:db8:7::2", "2001:db8:100::9"];
+    let mirror = pair.mirror(&wanted);
+    for destination in wanted {
+        wait_hop(&mirror, destination, |hop| hop == ready(mac(2)));
+    }
+    let state = mirror.snapshot();
+    assert_eq!(state.sources[&ip("198.51.100.9")], ip("10.7.0.1"));
+    assert_eq!(state.sources[&ip("2001:db8:100::9")], ip("2001:db8:7::1"));
+    let port = state.port(PortId(0)).unwrap();
+    assert_eq!((port.name.as_str(), port.mac, port.mtu, port.up), ("eth0", mac(1), 1500, true));
+    assert_eq!((port.receive_queues, port.transmit_queues), (2, 2));
+    assert!(port.addresses.contains(&prefix("10.7.0.1/24")), "{:?}", port.addresses);
+    // No other destination, no other neighbour.
+    want(&mirror, &["10.7.0.2"]);
+    assert_eq!(mirror.snapshot().next_hops.len(), 1);
+}
+
+#[test]
+fn what_is_local_foreign_or_without_route() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mirror = pair.mirror(&["10.7.0.1", "10.8.0.2", "192.0.2.1", "2001:db8:dead::1", "127.0.0.1"]);
+    wait_hop(&mirror, "10.7.0.1", |hop| hop == NextHop::Local);
+    wait_hop(&mirror, "127.0.0.1", |hop| hop == NextHop::Local);
+    wait_hop(&mirror, "10.8.0.2", |hop| hop == NextHop::Failed(NextHopError::ForeignInterface));
+    wait_hop(&mirror, "192.0.2.1", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
+    wait_hop(&mirror, "2001:db8:dead::1", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
+    for (address, expected) in [
+        ("10.7.0.1", true),
+        ("10.8.0.1", true),
+        ("127.9.9.9", true),
+        ("2001:db8:7::1", true),
+        ("10.7.0.2", false),
+    ] {
+        assert_eq!(mirror.snapshot().is_local(ip(address)), expected, "{address}");
+    }
+    assert!(mirror.snapshot().local_addresses.contains(&ip("10.8.0.1")));
+
+    // An address comes and goes.
+    pair.director.add_address("eth0", prefix("192.0.2.1/32")).unwrap();
+    wait(&mirror, "added address", |state| state.is_local(ip("192.0.2.1")));
+    wait_hop(&mirror, "192.0.2.1", |hop| hop == NextHop::Local);
+    pair.director.delete_address("eth0", prefix("192.0.2.1/32")).unwrap();
+    wait(&mirror, "removed address", |state| !state.is_local(ip("192.0.2.1")));
+    wait_hop(&mirror, "192.0.2.1", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
+}
+
+#[test]
+fn routes_that_come_change_and_go_are_followed() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.peer.add_address("eth0", prefix("10.7.0.3/24")).unwrap();
+    let mirror = pair.mirror(&["198.51.100.9"]);
+    let no_route = NextHop::Failed(NextHopError::NoRoute);
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == no_route);
+    pair.director.add_route(prefix("198.51.100.0/24"), ip("10.7.0.3")).unwrap();
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == ready(mac(2)));
+    pair.director.add_route(prefix("198.51.100.9/32"), ip("10.8.0.2")).unwrap();
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == NextHop::Failed(NextHopError::ForeignInterface));
+    pair.director.delete_route(prefix("198.51.100.9/32")).unwrap();
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == ready(mac(2)));
+    pair.director.delete_route(prefix("198.51.100.0/24")).unwrap();
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == no_route);
+}
+
+#[test]
+fn a_neighbour_that_changes_its_address_or_falls_silent_is_noticed() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    // The kernel's own pace would make this test minutes long.
+    for (name, value) in
+        [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1"), ("retrans_time_ms", "200")]
+    {
+        pair.director.set_sysctl(&format!("ipv4/neigh/eth0/{name}"), value).unwrap();
+    }
+    let mirror = pair.mirror(&["10.7.0.2", "10.7.0.77"]);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    // Nobody has this address; once somebody does, it is found without anything being asked for anew.
+    let failed = NextHop::Failed(NextHopError::NeighbourFailed);
+    wait_hop(&mirror, "10.7.0.77", |hop| hop == failed);
+    pair.peer.add_address("eth0", prefix("10.7.0.77/24")).unwrap();
+    wait_hop(&mirror, "10.7.0.77", |hop| hop == ready(mac(2)));
+
+    // Nothing but the mirror keeps the entries alive, so only it can have found this out.
+    pair.peer.set_mac("eth0", mac(99)).unwrap();
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(99)));
+    pair.peer.delete_address("eth0", prefix("10.7.0.77/24")).unwrap();
+    wait_hop(&mirror, "10.7.0.77", |hop| hop == failed);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(99)));
+}
+
+#[test]
+fn entries_in_use_are_kept_fresh_although_the_kernel_sees_no_traffic() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    for (name, value) in [("base_reachable_time_ms", "500"), ("delay_first_probe_time", "1")] {
+        pair.director.set_sysctl(&format!("ipv4/neigh/eth0/{name}"), value).unwrap();
+    }
+    let mirror = pair.mirror(&["10.7.0.2"]);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    // Several reachable times later, the next hop never faltered.
+    let changed = mirror.changed();
+    let end = Instant::now() + Duration::from_secs(5);
+    while changed.recv_deadline(end).is_ok() {
+        assert_eq!(mirror.snapshot().next_hops[&ip("10.7.0.2")], ready(mac(2)));
+    }
+}
+
+#[test]
+fn an_interface_that_goes_down_or_is_replaced_is_followed_by_its_name() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mirror = pair.mirror(&["10.7.0.2"]);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    let before = mirror.snapshot().ports[0].ifindex;
+    // The other end goes down: no carrier, the route stays.
+    pair.peer.set_up("eth0", false).unwrap();
+    wait(&mirror, "port down", |state| !state.ports[0].up);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == NextHop::Failed(NextHopError::PortDown));
+    pair.peer.set_up("eth0", true).unwrap();
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    // The interface is removed: the port stays, under what it was.
+    pair.director.delete_link("eth0").unwrap();
+    wait(&mirror, "port gone", |state| state.ports[0].ifindex.is_none() && !state.ports[0].up);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
+    assert_eq!(mirror.snapshot().ports[0].mac, mac(1));
+    pair.connect("eth0", 0);
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    let after = mirror.snapshot().ports[0].ifindex;
+    assert!(after.is_some() && after != before, "{before:?} {after:?}");
+}
+
+#[test]
+fn a_burst_of_changes_ends_in_the_truth() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mirror = pair.mirror(&["10.7.0.2"]);
+    for round in 0..4_u8 {
+        for last in 1..=250_u8 {
+            let address = Prefix::host(IpAddr::from([172, 16, round, last]));
+            pair.director.add_address("eth0", address).unwrap();
+            if last % 2 == 0 {
+                pair.director.delete_address("eth0", address).unwrap();
+            }
+        }
+    }
+    pair.director.add_address("eth0", prefix("192.0.2.9/32")).unwrap();
+    wait(&mirror, "last address", |state| state.is_local(ip("192.0.2.9")));
+    wait(&mirror, "all of them", |state| {
+        (0..4_u8).all(|round| {
+            (1..=250_u8).all(|last| state.is_local(IpAddr::from([172, 16, round, last])) == (last % 2 == 1))
+        })
+    });
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_refused_with_those_that_do() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let start = |name: &str| {
+        let interfaces = vec![(PortId(0), name.to_owned())];
+        pair.director.run(|| Mirror::start(interfaces)).unwrap()
+    };
+    match start("eth7") {
+        Err(error @ StartError::NoInterface { .. }) => {
+            assert_eq!(error.to_string(), "there is no interface 'eth7'; there are: eth0, eth1, lo");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(start("eth1").is_ok());
+}
+
+#[test]
+fn namespaces_are_separate_and_leave_nothing_behind() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let paths = [pair.director.path().to_owned(), pair.peer.path().to_owned()];
+    assert!(paths.iter().all(|path| path.exists()));
+    // A packet from one reaches the other, and sysctls are each one's own.
+    let receiver = pair.peer.run(|| UdpSocket::bind("10.7.0.2:4000").unwrap()).unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    pair.director
+        .run(|| UdpSocket::bind("10.7.0.1:0").unwrap().send_to(b"hello", "10.7.0.2:4000").unwrap())
+        .unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"hello"[..], ip("10.7.0.1")));
+    pair.peer.set_sysctl("ipv4/ip_forward", "1").unwrap();
+    pair.director.set_sysctl("ipv4/ip_forward", "0").unwrap();
+    assert_eq!(pair.peer.sysctl("ipv4/ip_forward").unwrap(), "1");
+    assert_eq!(pair.director.sysctl("ipv4/ip_forward").unwrap(), "0");
+    let listing = |namespace: &Namespace| {
+        let mut command = std::process::Command::new("cat");
+        command.arg("/proc/self/net/dev").stdout(std::process::Stdio::piped());
+        let output = namespace.spawn(&mut command).unwrap().wait_with_output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(listing(&pair.director).contains("eth0"));
+    assert!(Namespace::create(pair.peer.name()).is_err(), "a name was taken twice");
+    assert!(pair.peer.path().exists(), "a refused name was removed");
+    drop(pair);
+    assert!(paths.iter().all(|path| !path.exists()));
+}
