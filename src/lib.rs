@@ -11,6 +11,9 @@
 //! # [`forward`], [`director`] - the parts of the director, and the director
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
+//! # [`control`] - commands
+//! What operators say, and what they read: ipvsadm's grammar and listings, and the socket between.
+//!
 //! # [`io`] - the machine
 //! Ports: where frames come from and go to.
 
@@ -20,5 +23,7 @@ pub mod types;
 pub mod forward;
 
 pub mod director;
+
+pub mod control;
 
 pub mod io;
