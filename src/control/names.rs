@@ -184,7 +184,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_file_wins_over_what_is_well_known() {
-        let names = PortNames::new("# comment\nweb\t80/tcp www # The web\nhttp 8000/tcp\nbad\nbad 1/xx\nbad x/tcp\n");
+        let names =
+            PortNames::new("# comment\nweb\t80/tcp www # The web\nhttp 8000/tcp\nbad\nbad 1/xx\nbad x/tcp\n");
         assert_eq!(names.port_of("web", Protocol::Tcp), Some(80));
         assert_eq!(names.port_of("www", Protocol::Tcp), Some(80));
         assert_eq!(names.port_of("http", Protocol::Tcp), Some(8000));

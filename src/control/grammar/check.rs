@@ -3,8 +3,8 @@
 use super::options::{Id, Takes, Verb};
 use super::{Draft, GrammarError, netmask, values};
 use crate::control::command::{
-    Columns, Command, DaemonSpec, ListOptions, ListWhat, Netmask, ServerSpec, ServiceSpec, Tunnel, TunnelChecksum,
-    TunnelKind,
+    Columns, Command, DaemonSpec, ListOptions, ListWhat, Netmask, ServerSpec, ServiceSpec, Tunnel,
+    TunnelChecksum, TunnelKind,
 };
 use crate::types::{Family, ForwardingMethod, Protocol, ServiceKey};
 

@@ -185,7 +185,10 @@ impl GrammarError {
     /// The exit status that goes with it: 255 where `popt` complains, 2 elsewhere.
     pub const fn status(&self) -> i32 {
         match self {
-            Self::NoCommand | Self::UnknownOption(_) | Self::MissingArgument(_) | Self::NoArgumentTaken(_) => 255,
+            Self::NoCommand
+            | Self::UnknownOption(_)
+            | Self::MissingArgument(_)
+            | Self::NoArgumentTaken(_) => 255,
             _ => 2,
         }
     }

@@ -18,7 +18,9 @@ use std::net::IpAddr;
 pub use error::GrammarError;
 pub use rules::{MAX_RULE_LENGTH, Rule, rules};
 
-use super::command::{Command, DEFAULT_PERSISTENCE, DEFAULT_SCHEDULER, DEFAULT_WEIGHT, ListOptions, ListWhat};
+use super::command::{
+    Command, DEFAULT_PERSISTENCE, DEFAULT_SCHEDULER, DEFAULT_WEIGHT, ListOptions, ListWhat,
+};
 use super::command::{DEFAULT_DAEMON_INTERFACE, DaemonRole, Netmask, TunnelKind};
 use super::names::Names;
 use crate::types::{Family, ForwardingMethod, Protocol, ServiceKey};
@@ -55,13 +57,20 @@ pub fn parse(words: &[String], names: &dyn Names) -> Result<Command, GrammarErro
 fn no_option(leftovers: &[&str]) -> GrammarError {
     let Some(&first) = leftovers.first() else { return GrammarError::NoCommand };
     // Hyphens, dashes and minus signs that word processors and web pages put in the place of a hyphen.
-    let dash = first.chars().next().filter(|c| matches!(c, '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' | '\u{ff0d}'));
+    let dash = first
+        .chars()
+        .next()
+        .filter(|c| matches!(c, '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' | '\u{ff0d}'));
     match dash {
         Some(dash) => {
             let letters = first.trim_start_matches(dash);
             // A long word has lost its second hyphen to the dash.
             let hyphens = if letters.chars().count() > 1 { "--" } else { "-" };
-            GrammarError::LookalikeDash { written: first.to_owned(), dash, meant: format!("{hyphens}{letters}") }
+            GrammarError::LookalikeDash {
+                written: first.to_owned(),
+                dash,
+                meant: format!("{hyphens}{letters}"),
+            }
         }
         None if first.is_empty() || first == "-" => GrammarError::NoCommand,
         None => GrammarError::NoOption(first.to_owned()),
@@ -84,7 +93,6 @@ struct Draft {
     given: Ids,
     role: DaemonRole,
     service: Option<ServiceKey>,
-    mark_given: bool,
     scheduler: String,
     flags: String,
     persistence: Option<u32>,
@@ -113,7 +121,6 @@ impl Draft {
             given: Ids::default(),
             role,
             service: None,
-            mark_given: false,
             scheduler: DEFAULT_SCHEDULER.to_owned(),
             flags: String::new(),
             persistence: None,
@@ -135,12 +142,12 @@ impl Draft {
         }
     }
 
-    /// The protocol under which names of ports are looked up.
-    fn protocol(&self) -> Protocol {
-        match self.service {
-            Some(ServiceKey::Address { protocol, .. }) => protocol,
-            _ => Protocol::Tcp,
-        }
+    /// The protocol under which names of ports are looked up; without a service yet, none are known.
+    fn protocol(&self) -> Option<Protocol> {
+        self.service.map(|key| match key {
+            ServiceKey::Address { protocol, .. } => protocol,
+            ServiceKey::Mark { .. } => Protocol::Tcp,
+        })
     }
 
     /// The family of the service, as far as it is known.
@@ -159,7 +166,7 @@ impl Draft {
             Action::Nothing => {}
             Action::Service(protocol) => {
                 self.once(Id::Service)?;
-                let (address, port) = address("virtual", text, protocol, names)?;
+                let (address, port) = address("virtual", text, Some(protocol), names)?;
                 self.service = Some(ServiceKey::Address { protocol, address, port: port.unwrap_or(0) });
             }
             Action::Mark => {
@@ -167,7 +174,6 @@ impl Draft {
                 let mark = values::number(text, 1, u32::MAX);
                 let mark = mark.ok_or_else(|| GrammarError::BadMark(text.to_owned()))?;
                 self.service = Some(ServiceKey::Mark { family: Family::V4, mark });
-                self.mark_given = true;
             }
             Action::Ipv6 => match &mut self.service {
                 Some(ServiceKey::Mark { family, .. }) => *family = Family::V6,
@@ -210,7 +216,9 @@ impl Draft {
                 let kind = kinds.into_iter().find(|kind| kind.name() == text);
                 self.tunnel = kind.ok_or(GrammarError::BadTunnelType)?;
             }
-            Id::TunnelPort => self.tunnel_port = small(text, 1, u16::MAX).ok_or(GrammarError::BadTunnelPort)?,
+            Id::TunnelPort => {
+                self.tunnel_port = small(text, 1, u16::MAX).ok_or(GrammarError::BadTunnelPort)?
+            }
             _ => self.daemon_option(id, text)?,
         }
         Ok(())
@@ -231,7 +239,9 @@ impl Draft {
                 let bad = |family| GrammarError::BadGroup { family, text: text.to_owned() };
                 self.group = Some(group.map_err(bad)?);
             }
-            Id::GroupPort => self.group_port = Some(small(text, 1, u16::MAX).ok_or(GrammarError::BadGroupPort)?),
+            Id::GroupPort => {
+                self.group_port = Some(small(text, 1, u16::MAX).ok_or(GrammarError::BadGroupPort)?)
+            }
             Id::GroupTtl => self.group_ttl = Some(small(text, 1, u8::MAX).ok_or(GrammarError::BadGroupTtl)?),
             _ => {}
         }
@@ -253,13 +263,15 @@ fn netmask(text: &str, family: Family) -> Result<Netmask, GrammarError> {
 fn address(
     which: &'static str,
     text: &str,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
     names: &dyn Names,
 ) -> Result<(IpAddr, Option<u16>), GrammarError> {
     values::endpoint(text, protocol, names).map_err(|bad| match bad {
         values::BadAddress::Plain => GrammarError::BadAddress(which),
         values::BadAddress::Unresolved(name) => GrammarError::Unresolved { which, name },
-        values::BadAddress::Swapped(meant) => GrammarError::Swapped { which, written: text.to_owned(), meant },
+        values::BadAddress::Swapped(meant) => {
+            GrammarError::Swapped { which, written: text.to_owned(), meant }
+        }
     })
 }
 

@@ -53,7 +53,11 @@ impl Verb {
         use Takes::{Exclusive, May, Must, Never};
         match (self, id) {
             (
-                Self::AddService | Self::EditService | Self::DeleteService | Self::AddServer | Self::EditServer
+                Self::AddService
+                | Self::EditService
+                | Self::DeleteService
+                | Self::AddServer
+                | Self::EditServer
                 | Self::DeleteServer,
                 I::Service,
             )
@@ -64,8 +68,15 @@ impl Verb {
             )
             | (
                 Self::AddServer | Self::EditServer,
-                I::Method | I::Weight | I::Upper | I::Lower | I::TunnelType | I::TunnelPort | I::TunnelNoChecksum
-                | I::TunnelChecksum | I::TunnelRemoteChecksum,
+                I::Method
+                | I::Weight
+                | I::Upper
+                | I::Lower
+                | I::TunnelType
+                | I::TunnelPort
+                | I::TunnelNoChecksum
+                | I::TunnelChecksum
+                | I::TunnelRemoteChecksum,
             )
             | (Self::Save, I::Numeric)
             | (Self::Zero, I::Service)
@@ -76,7 +87,14 @@ impl Verb {
             )
             | (
                 Self::List,
-                I::Numeric | I::Stats | I::Rate | I::Thresholds | I::PersistentConn | I::NoSort | I::SyncId | I::Exact
+                I::Numeric
+                | I::Stats
+                | I::Rate
+                | I::Thresholds
+                | I::PersistentConn
+                | I::NoSort
+                | I::SyncId
+                | I::Exact
                 | I::TunnelInfo,
             ) => May,
             (Self::List, I::Connection | I::Service | I::Timeout | I::Daemon) => Exclusive,

@@ -64,7 +64,7 @@ pub(super) enum BadAddress {
 /// Reads `host`, `host:port` or `[host]:port`; the port may be a service's name under `protocol`.
 pub(super) fn endpoint(
     text: &str,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
     names: &dyn Names,
 ) -> Result<(IpAddr, Option<u16>), BadAddress> {
     let (host, port_text) = split_endpoint(text).ok_or(BadAddress::Plain)?;
@@ -72,7 +72,7 @@ pub(super) fn endpoint(
     let Some(port_text) = port_text else { return Ok((address, None)) };
     let port = match number(port_text, 0, u32::from(u16::MAX)) {
         Some(port) => u16::try_from(port).ok(),
-        None => names.port_of(port_text, protocol),
+        None => protocol.and_then(|protocol| names.port_of(port_text, protocol)),
     };
     port.map(|port| (address, Some(port))).ok_or(BadAddress::Plain)
 }

@@ -69,7 +69,9 @@ impl<'a> Options<'a> {
         let rest = chars.as_str();
         let Some(word) = WORDS.iter().find(|word| word.short.is_some() && word.short == letter) else {
             return Err(match letter {
-                Some('-') => GrammarError::GluedOption { written: written.to_owned(), glued: letters.to_owned() },
+                Some('-') => {
+                    GrammarError::GluedOption { written: written.to_owned(), glued: letters.to_owned() }
+                }
                 _ => GrammarError::UnknownOption(written.to_owned()),
             });
         };
@@ -92,7 +94,9 @@ impl<'a> Options<'a> {
         }
         let next = self.words.as_slice().first().map(String::as_str);
         match (word.value, next) {
-            (Value::Optional, Some(next)) if next.starts_with('-') => Ok(Given { word, value: None, written }),
+            (Value::Optional, Some(next)) if next.starts_with('-') => {
+                Ok(Given { word, value: None, written })
+            }
             (Value::Optional, None) => Ok(Given { word, value: None, written }),
             (_, Some(next)) => {
                 self.words.next();
