@@ -12,4 +12,5 @@
 
 pub mod command;
 pub mod grammar;
+pub mod listing;
 pub mod names;
