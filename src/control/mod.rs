@@ -1,0 +1,16 @@
+//! Between an operator and a director: commands, rules text, listings, and how they travel.
+//!
+//! * [`command`] - what may be asked, as values
+//! * [`grammar`] - from words to a command: the grammar of `ipvsadm`
+//! * [`listing`] - what a director reports, and the text that `ipvsadm` would print of it
+//! * [`names`] - names of hosts and ports
+//! * [`settings`] - the names below `/proc/sys/net/ipv4/vs`
+//! * [`error`] - what a director answers when it refuses
+//! * [`protocol`] - the messages between a program and a director
+//! * [`server`], [`client`] - the two ends
+//! * [`adm`] - the program behind `uvs adm`, `ipvsadm`, `ipvsadm-save` and `ipvsadm-restore`
+
+pub mod command;
+pub mod grammar;
+pub mod listing;
+pub mod names;
