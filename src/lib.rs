@@ -14,19 +14,15 @@
 //! # [`service`], [`scheduler`], [`conn`], [`forward`], [`director`] - the parts of the director, and the director
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
-<<<<<<< HEAD
+//! # [`control`] - commands
+//! What operators say, and what they read: ipvsadm's grammar and listings, the state that commands change, and the
+//! socket between.
+//!
 //! # [`io`], [`net`] - the machine
 //! Ports: where frames come from and go to. Next hops: the kernel's routes and neighbours, mirrored.
 //!
 //! # [`lab`] - the program
 //! A whole cluster in network namespaces, to try the director on.
-=======
-//! # [`control`] - commands
-//! What operators say, and what they read: ipvsadm's grammar and listings, and the socket between.
-//!
-//! # [`io`] - the machine
-//! Ports: where frames come from and go to.
->>>>>>> wt/control
 
 pub mod sys;
 pub mod types;
