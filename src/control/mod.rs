@@ -11,6 +11,9 @@
 //! * [`adm`] - the program behind `uvs adm`, `ipvsadm`, `ipvsadm-save` and `ipvsadm-restore`
 
 pub mod command;
+pub mod error;
 pub mod grammar;
 pub mod listing;
 pub mod names;
+pub mod settings;
+pub mod state;

@@ -133,6 +133,11 @@ impl ServerSlot {
         self.service.store(service.0, Ordering::Relaxed);
     }
 
+    /// Puts the slot's real server, with its connections, under another number of its service.
+    pub fn reassign(&self, service: ServiceId) {
+        self.service.store(service.0, Ordering::Relaxed);
+    }
+
     /// Connections of either kind: while there are any, the slot cannot be given to another real server.
     pub fn connections(&self) -> u32 {
         self.active().saturating_add(self.inactive()).saturating_add(self.persistent())

@@ -1,0 +1,211 @@
+//! The state that commands change: services, real servers, settings; and what they publish to the workers.
+//!
+//! [`State::execute`] changes the state the way the kernel's IPVS would, [`State::publish`] hands the result to the
+//! packet path as one snapshot. Between the two, the caller sees to it that the way to each of
+//! [`State::wanted`] is known, so that a command's effect is complete when it is answered.
+
+mod ids;
+mod rates;
+mod report;
+mod servers;
+mod services;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::conn::WorkerView;
+use crate::director::{Configuration, Shared};
+use crate::service::{ServerId, Service, ServiceId, Traffic};
+use crate::types::{Duration, Instant, Protocol, ServiceKey};
+
+use super::command::{Command, ServerSpec, ServiceSpec};
+use super::error::ControlError;
+use super::listing;
+use super::settings::SettingValue;
+
+use ids::Ids;
+use rates::Estimator;
+
+/// How often the rates are estimated (`ip_vs_est.c`).
+pub const ESTIMATION_PERIOD: Duration = Duration::from_secs(2);
+/// How long a removed real server is remembered after its last connection ended (IP_VS_DEST_TRASH_PERIOD), so that
+/// it takes up its counters when it is added again.
+const TRASH_PERIOD: Duration = Duration::from_secs(120);
+
+/// Everything that commands change.
+#[derive(Debug)]
+pub struct State {
+    shared: Arc<Shared>,
+    services: Vec<ServiceEntry>,
+    trash: Vec<TrashedServer>,
+    service_ids: Ids,
+    server_ids: Ids,
+    configuration: Configuration,
+    changed: bool,
+    /// For ending connections from here.
+    views: [WorkerView; 2],
+    next_estimation: Instant,
+    settings: Vec<(&'static str, SettingValue)>,
+}
+
+/// A configured service.
+#[derive(Debug)]
+struct ServiceEntry {
+    service: Arc<Service>,
+    spec: ServiceSpec,
+    servers: Vec<ServerEntry>,
+    meter: Meter,
+}
+
+/// A configured real server. Those of a service are kept in the order of their scheduler's list.
+#[derive(Clone, Debug)]
+struct ServerEntry {
+    id: ServerId,
+    address: IpAddr,
+    port: u16,
+    spec: ServerSpec,
+    meter: Meter,
+}
+
+/// A removed real server that connections, or its counters, keep.
+#[derive(Debug)]
+struct TrashedServer {
+    entry: ServerEntry,
+    key: ServiceKey,
+    service: ServiceId,
+    idle_since: Option<Instant>,
+}
+
+/// What is subtracted from counters that only ever grow, and the rates.
+#[derive(Clone, Debug, Default)]
+struct Meter {
+    /// What the counters were when their service or real server came, or at the last `-Z`.
+    zero: Traffic,
+    estimator: Estimator,
+}
+
+impl Meter {
+    fn new(now: Traffic) -> Self {
+        Self { zero: now, estimator: Estimator::new(now) }
+    }
+
+    /// `-Z`: counters show nothing and rates start over (`ip_vs_zero_stats`).
+    fn reset(&mut self, now: Traffic) {
+        self.zero = now;
+        self.estimator = Estimator::new(now);
+    }
+
+    fn counters(&self, now: Traffic) -> listing::Counters {
+        let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = now - self.zero;
+        listing::Counters { connections, in_packets, out_packets, in_bytes, out_bytes }
+    }
+}
+
+impl State {
+    /// No services, default settings, over the tables of `shared`.
+    pub fn new(shared: Arc<Shared>, now: Instant) -> Self {
+        Self {
+            service_ids: Ids::new(crate::service::MAX_SERVICES as u32),
+            server_ids: Ids::new(shared.slots.len() as u32),
+            shared,
+            services: Vec::new(),
+            trash: Vec::new(),
+            configuration: Configuration::default(),
+            changed: false,
+            views: Default::default(),
+            next_estimation: now + ESTIMATION_PERIOD,
+            settings: Vec::new(),
+        }
+    }
+
+    /// Executes a command that changes something. The workers see it after [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The kernel's answer, with nothing changed.
+    pub fn execute(&mut self, command: &Command, now: Instant) -> Result<(), ControlError> {
+        match command {
+            Command::AddService { key, spec } => self.add_service(*key, spec),
+            Command::EditService { key, spec } => self.edit_service(*key, spec),
+            Command::DeleteService { key } => self.delete_service(key, now),
+            Command::Flush => {
+                self.flush(now);
+                Ok(())
+            }
+            Command::AddServer { key, address, port, spec } => self.add_server(key, *address, *port, spec),
+            Command::EditServer { key, address, port, spec } => self.edit_server(key, *address, *port, spec),
+            Command::DeleteServer { key, address, port } => self.delete_server(key, *address, *port, now),
+            Command::Zero { service } => self.zero(service.as_ref()),
+            Command::SetTimeouts { tcp, tcp_fin, udp } => {
+                self.set_timeouts(*tcp, *tcp_fin, *udp);
+                Ok(())
+            }
+            Command::StartDaemon(_) | Command::StopDaemon { .. } => {
+                Err(ControlError::NotSupported("the synchronization daemon".to_owned()))
+            }
+            Command::List { .. }
+            | Command::Save { .. }
+            | Command::Restore
+            | Command::Help
+            | Command::Version => Err(ControlError::Refused("it changes nothing".to_owned())),
+        }
+    }
+
+    /// Hands the state to the packet path: it takes effect with each worker's next batch.
+    pub fn publish(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.shared.configuration.store(Arc::new(self.configuration.clone()));
+        }
+    }
+
+    /// Real servers that a way must be known to: the configured ones, and removed ones that have connections.
+    pub fn wanted(&self) -> impl Iterator<Item = (ServerId, IpAddr)> {
+        let configured = self.services.iter().flat_map(|service| &service.servers);
+        let removed = self.trash.iter().map(|trashed| &trashed.entry);
+        configured.chain(removed).map(|server| (server.id, server.address))
+    }
+
+    /// What the director must get to see: every service, and every service that is gone but for its connections.
+    /// Protocol, virtual address, port; port 0 stands for all.
+    pub fn steered(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
+        let gone =
+            self.trash.iter().filter(|trashed| self.shared.slots.get(trashed.entry.id).connections() > 0);
+        let keys = self.services.iter().map(|entry| entry.service.key).chain(gone.map(|trashed| trashed.key));
+        keys.filter_map(|key| match key {
+            ServiceKey::Address { protocol, address, port } => Some((protocol, address, port)),
+            ServiceKey::Mark { .. } => None,
+        })
+        .collect()
+    }
+
+    /// Until then, drop packets in mid-connection that nobody knows: see
+    /// [`Settings::drop_unknown_until`](crate::director::Settings::drop_unknown_until).
+    pub fn drop_unknown_until(&mut self, moment: Instant) {
+        self.configuration.settings.drop_unknown_until = moment;
+        self.changed = true;
+    }
+
+    /// Lets time pass: estimates rates, forgets removed real servers that are idle. Says whether the set of
+    /// [`wanted`](Self::wanted) or [`steered`](Self::steered) may have changed.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        while self.next_estimation <= now {
+            self.estimate();
+            self.next_estimation += ESTIMATION_PERIOD;
+        }
+        self.shared.ipv4.reclaim(&mut self.views[0], &self.shared.epochs);
+        self.shared.ipv6.reclaim(&mut self.views[1], &self.shared.epochs);
+        self.empty_trash(now)
+    }
+
+    /// When [`tick`](Self::tick) is to be called at the latest.
+    pub fn next_deadline(&self) -> Instant {
+        self.next_estimation
+    }
+
+    fn find(&self, key: &ServiceKey) -> Option<usize> {
+        self.services.iter().position(|entry| entry.service.key == *key)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! What the state tells listings.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::State;
+use crate::conn::{FlowFamily, Table};
+use crate::control::error::ControlError;
+use crate::control::listing::{ConnectionRow, ServerRow, ServiceRow, Timeouts};
+use crate::service::ServerId;
+use crate::types::{Instant, Protocol, ServiceKey};
+
+/// Where a listing of connections goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cursor {
+    ipv6: bool,
+    next: u32,
+}
+
+/// Records looked at for one chunk of a listing.
+const CHUNK: u32 = 4096;
+
+impl State {
+    /// All services, in the order they were added, each with its real servers last added first; or just one.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub fn services(&self, key: Option<&ServiceKey>) -> Result<Vec<ServiceRow>, ControlError> {
+        let rows: Vec<ServiceRow> = self
+            .services
+            .iter()
+            .filter(|entry| key.is_none_or(|key| *key == entry.service.key))
+            .map(|entry| ServiceRow {
+                key: entry.service.key,
+                spec: entry.spec.clone(),
+                counters: entry.meter.counters(self.shared.service_traffic(entry.service.id)),
+                rates: entry.meter.estimator.rates(),
+                servers: entry.servers.iter().map(|server| self.server_row(server)).collect(),
+            })
+            .collect();
+        if key.is_some() && rows.is_empty() { Err(ControlError::NoSuchService) } else { Ok(rows) }
+    }
+
+    fn server_row(&self, server: &super::ServerEntry) -> ServerRow {
+        let slot = self.shared.slots.get(server.id);
+        ServerRow {
+            address: server.address,
+            port: server.port,
+            spec: server.spec,
+            active: slot.active(),
+            inactive: slot.inactive(),
+            persistent: slot.persistent(),
+            counters: server.meter.counters(self.shared.server_traffic(server.id)),
+            rates: server.meter.estimator.rates(),
+        }
+    }
+
+    /// The timeouts that `--set` changes.
+    pub fn timeouts(&self) -> Timeouts {
+        let timeouts = &self.configuration.settings.timeouts;
+        let seconds = |state: crate::conn::State| {
+            u32::try_from(timeouts.tcp[usize::from(state.0)].as_secs()).unwrap_or(u32::MAX)
+        };
+        Timeouts {
+            tcp: seconds(crate::conn::State::ESTABLISHED),
+            tcp_fin: seconds(crate::conn::State::FIN_WAIT),
+            udp: u32::try_from(timeouts.udp.as_secs()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Number of buckets of the connection table: the `size` of listings.
+    pub fn table_size(&self) -> u64 {
+        self.shared.ipv4.buckets()
+    }
+
+    /// Who lists connections: it needs the state only to begin, and then walks the tables on its own, so that a long
+    /// listing keeps no command waiting.
+    pub fn connections(&self) -> Connections {
+        Connections {
+            shared: Arc::clone(&self.shared),
+            servers: self.wanted().collect(),
+            cursor: Some(Cursor::default()),
+        }
+    }
+
+    pub(super) fn estimate(&mut self) {
+        for entry in &mut self.services {
+            entry.meter.estimator.sample(self.shared.service_traffic(entry.service.id));
+            for server in &mut entry.servers {
+                server.meter.estimator.sample(self.shared.server_traffic(server.id));
+            }
+        }
+    }
+}
+
+/// A walk over all connections, in chunks.
+#[derive(Debug)]
+pub struct Connections {
+    shared: Arc<crate::director::Shared>,
+    servers: HashMap<ServerId, IpAddr>,
+    cursor: Option<Cursor>,
+}
+
+impl Connections {
+    /// The next rows, perhaps none of them; `None` at the end.
+    pub fn next_chunk(&mut self, now: Instant) -> Option<Vec<ConnectionRow>> {
+        let Cursor { ipv6, next } = self.cursor?;
+        let mut rows = Vec::new();
+        let next = if ipv6 {
+            collect(&self.shared.ipv6, &self.servers, next, now, &mut rows)
+        } else {
+            collect(&self.shared.ipv4, &self.servers, next, now, &mut rows)
+        };
+        self.cursor = match next {
+            Some(next) => Some(Cursor { ipv6, next }),
+            None if !ipv6 => Some(Cursor { ipv6: true, next: 0 }),
+            None => None,
+        };
+        Some(rows)
+    }
+}
+
+fn collect<F: FlowFamily>(
+    table: &Table<F>,
+    servers: &HashMap<ServerId, IpAddr>,
+    start: u32,
+    now: Instant,
+    rows: &mut Vec<ConnectionRow>,
+) -> Option<u32> {
+    table.visit(start, CHUNK, now, |_, lifecycle, record| {
+        let (client, destination) = record.addresses();
+        let (client_port, virtual_port, protocol) = record.ports();
+        // A connection made since the listing began may have a real server that it does not know.
+        let Some(server) = servers.get(&record.server()) else { return };
+        rows.push(ConnectionRow {
+            protocol: Protocol::from_number(protocol),
+            expires: record.deadline().since(now).as_secs(),
+            state: lifecycle.state.name(protocol).to_owned(),
+            client: (client, client_port),
+            service: (destination, virtual_port),
+            server: (*server, record.target().0),
+            engine: None,
+        });
+    })
+}

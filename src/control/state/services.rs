@@ -1,0 +1,175 @@
+//! Services added, edited and deleted.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Meter, ServiceEntry, State};
+use crate::control::command::ServiceSpec;
+use crate::control::error::ControlError;
+use crate::control::settings::{Setting, SettingValue, Support};
+use crate::scheduler::{self, Scheduler};
+use crate::service::{Chooser, Service, ServiceId};
+use crate::types::{Duration, Instant, ServiceKey};
+
+/// Schedulers of the kernel that have no implementation yet: known by name, so that they are not called unknown.
+const KERNEL_SCHEDULERS: [&str; 11] =
+    ["lc", "lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "mh", "twos", "none"];
+
+/// Refuses what is not built yet, in words.
+fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
+    let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
+    let Some(scheduler) = scheduler::create(&spec.scheduler, spec.flags) else {
+        return if KERNEL_SCHEDULERS.contains(&&spec.scheduler[..]) {
+            refuse(&format!("the scheduler '{}'", spec.scheduler))
+        } else {
+            Err(ControlError::NoScheduler)
+        };
+    };
+    match &spec.engine {
+        Some(engine) if engine == "sip" => return refuse("the persistence engine 'sip' (--pe)"),
+        Some(_) => return Err(ControlError::NoScheduler),
+        None => (),
+    }
+    if matches!(key, ServiceKey::Mark { .. }) {
+        return refuse("a service by mark (-f)");
+    }
+    if spec.persistence.is_some() {
+        return refuse("persistence (-p)");
+    }
+    if spec.one_packet {
+        return refuse("one-packet scheduling (-o)");
+    }
+    Ok(scheduler)
+}
+
+impl State {
+    pub(super) fn add_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
+        if self.find(&key).is_some() {
+            return Err(ControlError::ServiceExists);
+        }
+        let scheduler = check(&key, spec)?;
+        let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
+        let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
+        let service = Arc::new(Service { id, key, chooser });
+        self.configuration.services.insert(Arc::clone(&service));
+        self.changed = true;
+        let meter = Meter::new(self.shared.service_traffic(id));
+        self.services.push(ServiceEntry { service, spec: spec.clone(), servers: Vec::new(), meter });
+        Ok(())
+    }
+
+    /// Sets everything about a service anew; its real servers and connections stay. A scheduler of the same name and
+    /// flags goes on where it was (`ip_vs_edit_service`).
+    pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
+        let position = self.find(&key).ok_or(ControlError::NoSuchService)?;
+        let scheduler = check(&key, spec)?;
+        let entry = &mut self.services[position];
+        if entry.spec.scheduler != spec.scheduler || entry.spec.flags != spec.flags {
+            entry.service.chooser.lock().replace_scheduler(&self.shared.slots, scheduler);
+        }
+        entry.spec = spec.clone();
+        self.changed = true;
+        Ok(())
+    }
+
+    pub(super) fn delete_service(&mut self, key: &ServiceKey, now: Instant) -> Result<(), ControlError> {
+        let position = self.find(key).ok_or(ControlError::NoSuchService)?;
+        let entry = self.services.remove(position);
+        self.configuration.services.remove(key);
+        self.changed = true;
+        let id = entry.service.id;
+        for server in entry.servers {
+            entry.service.chooser.lock().remove(&self.shared.slots, server.id);
+            self.discard(server, *key, id, now);
+        }
+        self.release_service(id);
+        Ok(())
+    }
+
+    /// `-C`: all services go, connections stay.
+    pub(super) fn flush(&mut self, now: Instant) {
+        let keys: Vec<ServiceKey> = self.services.iter().map(|entry| entry.service.key).collect();
+        for key in keys {
+            // It was there a moment ago, and nobody else changes the state.
+            let _ = self.delete_service(&key, now);
+        }
+    }
+
+    /// A service's number is free once it is neither configured nor named by a removed real server.
+    pub(super) fn release_service(&mut self, id: ServiceId) {
+        let configured = self.services.iter().any(|entry| entry.service.id == id);
+        let remembered = self.trash.iter().any(|trashed| trashed.service == id);
+        if !configured && !remembered {
+            self.service_ids.free(id.0);
+        }
+    }
+
+    pub(super) fn zero(&mut self, key: Option<&ServiceKey>) -> Result<(), ControlError> {
+        if let Some(key) = key
+            && self.find(key).is_none()
+        {
+            return Err(ControlError::NoSuchService);
+        }
+        let shared = Arc::clone(&self.shared);
+        for entry in &mut self.services {
+            if key.is_some_and(|key| *key != entry.service.key) {
+                continue;
+            }
+            entry.meter.reset(shared.service_traffic(entry.service.id));
+            for server in &mut entry.servers {
+                server.meter.reset(shared.server_traffic(server.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// `--set`: 0 keeps a timeout. Connections adopt theirs with their next packet.
+    pub(super) fn set_timeouts(&mut self, tcp: u32, tcp_fin: u32, udp: u32) {
+        let timeouts = &mut self.configuration.settings.timeouts;
+        let [established, fin_wait] = [crate::conn::State::ESTABLISHED, crate::conn::State::FIN_WAIT];
+        for (timeout, seconds) in
+            [(&mut timeouts.tcp[usize::from(established.0)], tcp), (&mut timeouts.udp, udp)]
+        {
+            if seconds != 0 {
+                *timeout = Duration::from_secs(seconds.into());
+            }
+        }
+        if tcp_fin != 0 {
+            timeouts.tcp[usize::from(fin_wait.0)] = Duration::from_secs(tcp_fin.into());
+        }
+        self.changed = true;
+    }
+
+    /// Sets a setting of `net.ipv4.vs`.
+    ///
+    /// # Errors
+    /// An unknown name, a value it cannot have, or one that this director cannot act on yet.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ControlError> {
+        let setting = Setting::find(name)?;
+        let value = setting.accept(value)?;
+        if let (Support::Live, SettingValue::Number(number)) = (setting.support, &value) {
+            let settings = &mut self.configuration.settings;
+            match setting.name {
+                "conn_reuse_mode" => settings.conn_reuse_mode = *number as u8,
+                "expire_nodest_conn" => settings.expire_nodest_conn = *number != 0,
+                "sloppy_tcp" => settings.sloppy_tcp = *number != 0,
+                other => return Err(ControlError::NotSupported(format!("setting {other}"))),
+            }
+            self.changed = true;
+        }
+        self.settings.retain(|(known, _)| *known != setting.name);
+        self.settings.push((setting.name, value));
+        Ok(())
+    }
+
+    /// The value of a setting.
+    ///
+    /// # Errors
+    /// An unknown name.
+    pub fn get(&self, name: &str) -> Result<SettingValue, ControlError> {
+        let setting = Setting::find(name)?;
+        let set = self.settings.iter().find(|(known, _)| *known == setting.name);
+        Ok(set.map_or_else(|| setting.default_value(), |(_, value)| value.clone()))
+    }
+}
