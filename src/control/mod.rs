@@ -10,7 +10,14 @@
 //! * [`server`], [`client`] - the two ends
 //! * [`adm`] - the program behind `uvs adm`, `ipvsadm`, `ipvsadm-save` and `ipvsadm-restore`
 
+pub mod adm;
+pub mod client;
 pub mod command;
+pub mod error;
 pub mod grammar;
+mod help;
 pub mod listing;
 pub mod names;
+pub mod protocol;
+pub mod server;
+pub mod settings;
