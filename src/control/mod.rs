@@ -7,13 +7,21 @@
 //! * [`settings`] - the names below `/proc/sys/net/ipv4/vs`
 //! * [`error`] - what a director answers when it refuses
 //! * [`protocol`] - the messages between a program and a director
+//! * [`state`] - what commands change
+//! * [`desk`] - requests answered from the state
 //! * [`server`], [`client`] - the two ends
 //! * [`adm`] - the program behind `uvs adm`, `ipvsadm`, `ipvsadm-save` and `ipvsadm-restore`
 
+pub mod adm;
+pub mod client;
 pub mod command;
+pub mod desk;
 pub mod error;
 pub mod grammar;
+mod help;
 pub mod listing;
 pub mod names;
+pub mod protocol;
+pub mod server;
 pub mod settings;
 pub mod state;

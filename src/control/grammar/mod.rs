@@ -230,7 +230,7 @@ impl Draft {
         const MAX_LENGTH: u16 = u16::MAX - 28;
         match id {
             Id::Interface => text.clone_into(&mut self.interface),
-            Id::SyncId => self.sync_id = small(text, 0, u8::MAX).ok_or(GrammarError::BadSyncId)?,
+            Id::Identity => self.sync_id = small(text, 0, u8::MAX).ok_or(GrammarError::BadSyncId)?,
             Id::MaxLength => {
                 self.max_length = Some(small(text, 1, MAX_LENGTH).ok_or(GrammarError::BadMaxLength)?);
             }

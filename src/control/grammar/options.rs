@@ -80,10 +80,10 @@ impl Verb {
             )
             | (Self::Save, I::Numeric)
             | (Self::Zero, I::Service)
-            | (Self::StopDaemon, I::SyncId)
+            | (Self::StopDaemon, I::Identity)
             | (
                 Self::StartDaemon,
-                I::Interface | I::SyncId | I::Group | I::GroupPort | I::GroupTtl | I::MaxLength,
+                I::Interface | I::Identity | I::Group | I::GroupPort | I::GroupTtl | I::MaxLength,
             )
             | (
                 Self::List,
@@ -93,7 +93,7 @@ impl Verb {
                 | I::Thresholds
                 | I::PersistentConn
                 | I::NoSort
-                | I::SyncId
+                | I::Identity
                 | I::Exact
                 | I::TunnelInfo,
             ) => May,
@@ -139,7 +139,7 @@ pub(super) enum Id {
     Thresholds,
     PersistentConn,
     NoSort,
-    SyncId,
+    Identity,
     Exact,
     OnePacket,
     Engine,
@@ -178,7 +178,7 @@ impl Id {
         (Self::Thresholds, "thresholds"),
         (Self::PersistentConn, "persistent-conn"),
         (Self::NoSort, "nosort"),
-        (Self::SyncId, "syncid"),
+        (Self::Identity, "syncid"),
         (Self::Exact, "exact"),
         (Self::OnePacket, "ops"),
         (Self::Engine, "pe"),
@@ -307,7 +307,7 @@ pub(super) const WORDS: [Word; 58] = {
         word("numeric", Some('n'), No, O(Id::Numeric)),
         word("connection", Some('c'), No, O(Id::Connection)),
         word("mcast-interface", None, Required, O(Id::Interface)),
-        word("syncid", None, Required, O(Id::SyncId)),
+        word("syncid", None, Required, O(Id::Identity)),
         word("timeout", None, No, O(Id::Timeout)),
         word("daemon", None, No, O(Id::Daemon)),
         word("stats", None, No, O(Id::Stats)),

@@ -24,6 +24,8 @@ use super::error::ControlError;
 use super::listing;
 use super::settings::SettingValue;
 
+pub use report::{Connections, Cursor};
+
 use ids::Ids;
 use rates::Estimator;
 
