@@ -4,13 +4,16 @@
 //! it by `uvs adm` as an operator would, sends requests and shows who answered them. Everything is removed at
 //! the end, also by Ctrl-C; what a killed lab leaves behind is removed by the next one.
 
+mod director;
 mod error;
 pub mod http;
 mod links;
 mod namespace;
 mod place;
+mod run;
 pub mod topology;
 
 pub use error::LabError;
 pub use links::{MAX_INTERFACE_NAME, VethEnd, add_veth};
 pub use namespace::{NAMESPACES, Namespace};
+pub use run::{IoKind, LabOptions, XdpMode, main, run};

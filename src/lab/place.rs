@@ -22,7 +22,7 @@ pub(super) struct Place {
     name: String,
     directory: PathBuf,
     /// Held locked for as long as the lab lives.
-    lock: File,
+    _lock: File,
 }
 
 impl Place {
@@ -43,7 +43,7 @@ impl Place {
             Ok(lock)
         });
         match locked {
-            Ok(lock) => Ok(Self { name, directory, lock }),
+            Ok(lock) => Ok(Self { name, directory, _lock: lock }),
             Err(error) => {
                 fs::remove_dir_all(&draft)?;
                 Err(error)
@@ -54,11 +54,6 @@ impl Place {
     /// The name of the lab's namespace for `role`.
     pub(super) fn namespace(&self, role: &str) -> String {
         format!("{}-{role}", self.name)
-    }
-
-    /// The file whose lock says that this lab lives.
-    pub(super) fn lock(&self) -> &File {
-        &self.lock
     }
 
     /// The path of the lab's file `name`.
@@ -103,4 +98,30 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     Ok(names.filter(|name| name.starts_with(PREFIX)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::namespace::Namespace;
+    use super::*;
+
+    #[test]
+    fn a_killed_labs_remains_are_swept_and_a_living_ones_are_not() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none_or(|value| value != "1"), "needs root");
+            eprintln!("SKIPPED: needs root, to make network namespaces");
+            return;
+        }
+        let (living, dead) = (Place::claim().unwrap(), Place::claim().unwrap());
+        let kept = Namespace::create(&living.namespace("x")).unwrap();
+        let lost = Namespace::create(&dead.namespace("x")).unwrap();
+        let (lost_path, dead_directory) = (lost.path().to_owned(), dead.file(""));
+        // As if killed: nothing is cleaned up, and the lock is free because its holder is gone.
+        rustix::fs::flock(&dead._lock, FlockOperation::Unlock).unwrap();
+        std::mem::forget((lost, dead));
+        // The sweep of a test beside this one may come first.
+        sweep().unwrap();
+        assert!(!lost_path.exists() && !dead_directory.exists());
+        assert!(kept.path().exists() && living.file("").exists());
+    }
 }

@@ -230,7 +230,6 @@ fn real_server(place: &Place, switch: &Namespace, index: u8) -> Result<RealServe
 mod tests {
     use super::*;
     use crate::lab::http;
-    use rustix::fs::FlockOperation;
     use std::collections::HashSet;
     use std::path::PathBuf;
     use std::time::Duration;
@@ -303,21 +302,5 @@ mod tests {
             .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(&prefix))
             .count();
         assert_eq!(left, 0);
-    }
-
-    #[test]
-    fn a_killed_labs_remains_are_swept_and_a_living_ones_are_not() {
-        if !root() {
-            return;
-        }
-        let (living, dead) = (Place::claim().unwrap(), Place::claim().unwrap());
-        let (kept, lost) = (host(&living, "x").unwrap(), host(&dead, "x").unwrap());
-        let (lost_path, dead_directory) = (lost.path().to_owned(), dead.file(""));
-        // As if killed: nothing is cleaned up, and the lock is free because its holder is gone.
-        rustix::fs::flock(dead.lock(), FlockOperation::Unlock).unwrap();
-        std::mem::forget((lost, dead));
-        assert!(!super::super::place::sweep().unwrap().is_empty());
-        assert!(!lost_path.exists() && !dead_directory.exists());
-        assert!(kept.path().exists() && living.file("").exists());
     }
 }
