@@ -15,6 +15,8 @@ const RUN: &str = "/run";
 const PREFIX: &str = "uvs-lab-";
 /// The file in a lab's directory that is locked as long as the lab lives.
 const LOCK: &str = "lock";
+/// Names that are tried: where process numbers are not unique (containers that share `/run`), some are taken.
+const CLAIM_ATTEMPTS: u32 = 16;
 
 /// A lab's directory and the prefix of its namespaces, removed when dropped.
 #[derive(Debug)]
@@ -29,10 +31,21 @@ impl Place {
     /// A place that no other lab has, in this process or another.
     pub(super) fn claim() -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = match COUNT.fetch_add(1, Ordering::Relaxed) {
-            0 => format!("{PREFIX}{}", std::process::id()),
-            count => format!("{PREFIX}{}.{count}", std::process::id()),
-        };
+        let mut result = Err(io::ErrorKind::AlreadyExists.into());
+        for _ in 0..CLAIM_ATTEMPTS {
+            let name = match COUNT.fetch_add(1, Ordering::Relaxed) {
+                0 => format!("{PREFIX}{}", std::process::id()),
+                count => format!("{PREFIX}{}.{count}", std::process::id()),
+            };
+            result = Self::claim_name(name);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn claim_name(name: String) -> io::Result<Self> {
         let directory = Path::new(RUN).join(&name);
         // Made and locked under a name that `sweep` does not look at: it never sees a place without its lock.
         let draft = Path::new(RUN).join(format!(".{name}"));

@@ -264,6 +264,8 @@ fn step(
         session.want(wanted)?;
     }
     session.turn(Instant::now())?;
-    shared.publish(session.view().state());
+    if session.take_changed() {
+        shared.publish(session.view().state());
+    }
     Ok(())
 }

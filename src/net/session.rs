@@ -50,6 +50,7 @@ pub(super) struct Session {
     fully_refreshed: Instant,
     probed: Option<Instant>,
     probes_left: bool,
+    changed: bool,
 }
 
 impl Session {
@@ -68,6 +69,7 @@ impl Session {
             fully_refreshed: now,
             probed: None,
             probes_left: false,
+            changed: false,
         };
         session.read_tables()?;
         Ok(session)
@@ -76,6 +78,11 @@ impl Session {
     /// What is known.
     pub(super) fn view(&self) -> &View {
         &self.view
+    }
+
+    /// Whether anything was read since this was last asked that the view did not know.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Becomes readable with a notification.
@@ -131,9 +138,11 @@ impl Session {
     }
 
     fn take_notifications(&mut self) -> io::Result<()> {
-        let (view, stale) = (&mut self.view, &mut self.stale);
+        let (view, stale, changed) = (&mut self.view, &mut self.stale, &mut self.changed);
         for _ in 0..NOTIFICATIONS_PER_ROUND {
-            match self.notifications.receive(|message| take_notification(view, stale, message))? {
+            match self.notifications.receive(|message| {
+                *changed |= take_notification(view, stale, message);
+            })? {
                 Received::Some => {}
                 Received::Nothing => break,
                 Received::Overrun => {
@@ -167,6 +176,7 @@ impl Session {
             }
         }
         self.view.set_local(local);
+        self.changed = true;
         Ok(())
     }
 
@@ -176,6 +186,7 @@ impl Session {
         for &destination in wanted.iter() {
             routes.insert(destination, self.read_route(destination)?);
         }
+        self.changed = true;
         for key in self.view.set_routes(routes) {
             self.read_neighbour(key)?;
         }
@@ -218,7 +229,7 @@ impl Session {
             Err(error) if error.refusal().is_some() => {}
             Err(error) => return Err(error),
         }
-        self.view.set_neighbour(found);
+        self.changed |= self.view.set_neighbour(found);
         Ok(())
     }
 
@@ -258,7 +269,8 @@ fn neighbour_fixed(key: NeighbourKey, flags: u8) -> [u8; k::NEIGHBOUR_FIXED] {
     fixed
 }
 
-fn take_notification(view: &mut View, stale: &mut Stale, message: Message<'_>) {
+/// Takes in one notification, and says whether the view changed by it.
+fn take_notification(view: &mut View, stale: &mut Stale, message: Message<'_>) -> bool {
     match message.kind {
         k::RTM_NEWLINK | k::RTM_DELLINK | k::RTM_NEWADDR | k::RTM_DELADDR => stale.tables = true,
         k::RTM_NEWROUTE | k::RTM_DELROUTE => {
@@ -267,12 +279,11 @@ fn take_notification(view: &mut View, stale: &mut Stale, message: Message<'_>) {
         }
         k::RTM_NEWRULE | k::RTM_DELRULE | k::RTM_NEWNEXTHOP | k::RTM_DELNEXTHOP => stale.routes = true,
         k::RTM_NEWNEIGH | k::RTM_DELNEIGH => {
-            if let Some(entry) = NeighbourEntry::decode(message) {
-                view.set_neighbour(entry);
-            }
+            return NeighbourEntry::decode(message).is_some_and(|entry| view.set_neighbour(entry));
         }
         _ => {}
     }
+    false
 }
 
 #[cfg(test)]

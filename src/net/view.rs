@@ -136,9 +136,11 @@ impl View {
         self.neighbours.keys().copied().collect()
     }
 
-    /// Takes in what the kernel says of a neighbour; ignores those that no route leads through.
-    pub(super) fn set_neighbour(&mut self, entry: NeighbourEntry) {
-        let Some(neighbour) = self.neighbours.get_mut(&(entry.link, entry.address)) else { return };
+    /// Takes in what the kernel says of a neighbour; ignores those that no route leads through. Says whether that
+    /// was anything new.
+    pub(super) fn set_neighbour(&mut self, entry: NeighbourEntry) -> bool {
+        let Some(neighbour) = self.neighbours.get_mut(&(entry.link, entry.address)) else { return false };
+        let before = *neighbour;
         neighbour.mac = entry.mac;
         neighbour.state = entry.state;
         if entry.state & k::NUD_FAILED != 0 {
@@ -146,6 +148,7 @@ impl View {
         } else if neighbour.usable().is_some() {
             neighbour.failed = false;
         }
+        before != *neighbour
     }
 
     /// The neighbours to ask the kernel for now, at most `limit`, those that waited longest first. An entry

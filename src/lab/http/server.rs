@@ -132,8 +132,9 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let with_body = !head.first_line().starts_with("HEAD ");
         let body =
             if status.starts_with("200") { format!("{}\n", shared.name) } else { format!("{status}\n") };
-        respond(&mut stream, status, &body, close, with_body)?;
+        // Counted first: who has the answer may look at the count.
         shared.served.fetch_add(1, Ordering::Relaxed);
+        respond(&mut stream, status, &body, close, with_body)?;
         if close {
             return Ok(());
         }
