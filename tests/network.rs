@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use uvs::forward::{NextHop, NextHopError};
 use uvs::lab::{Namespace, VethEnd, add_veth};
-use uvs::net::{Mirror, NetworkState, StartError};
+use uvs::net::message::{Request, octets};
+use uvs::net::{Mirror, NeighbourEntry, Netlink, NetworkState, StartError, constants as k};
 use uvs::types::{MacAddress, PortId, Prefix};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -182,6 +183,100 @@ fn routes_that_come_change_and_go_are_followed() {
     wait_hop(&mirror, "198.51.100.9", |hop| hop == ready(mac(2)));
     pair.director.delete_route(prefix("198.51.100.0/24")).unwrap();
     wait_hop(&mirror, "198.51.100.9", |hop| hop == no_route);
+}
+
+/// Makes changes in the director's namespace that the lab has no need for.
+fn change(pair: &Pair, request: Request) {
+    pair.director
+        .run(|| Netlink::open().unwrap().change("change the test's network", request).unwrap())
+        .unwrap();
+}
+
+#[test]
+fn rules_and_route_metrics_count() {
+    if !root() {
+        return;
+    }
+    const RULE_UNREACHABLE: u8 = 7;
+    const RULE_DESTINATION: u16 = 1;
+    const RULE_PRIORITY: u16 = 6;
+    let pair = Pair::new();
+    let route = [k::AF_INET, 24, 0, 0, k::RT_TABLE_MAIN, k::RTPROT_STATIC, 0, k::RTN_UNICAST, 0, 0, 0, 0];
+    let route = Request::new(k::RTM_NEWROUTE, k::NLM_F_CREATE, &route)
+        .attribute(k::RTA_DST, &octets(ip("198.51.100.0")))
+        .attribute(k::RTA_GATEWAY, &octets(ip("10.7.0.2")))
+        .nested(k::RTA_METRICS, |request| request.number(k::RTAX_MTU, 1300));
+    change(&pair, route);
+    let mirror = pair.mirror(&["198.51.100.9"]);
+    let narrow = |hop| matches!(hop, NextHop::Ready { mtu: 1300, destination, .. } if destination == mac(2));
+    wait_hop(&mirror, "198.51.100.9", narrow);
+    let rule = |kind, flags| {
+        Request::new(kind, flags, &[k::AF_INET, 24, 0, 0, 0, 0, 0, RULE_UNREACHABLE, 0, 0, 0, 0])
+            .attribute(RULE_DESTINATION, &octets(ip("198.51.100.0")))
+            .number(RULE_PRIORITY, 10)
+    };
+    change(&pair, rule(k::RTM_NEWRULE, k::NLM_F_CREATE | k::NLM_F_EXCL));
+    wait_hop(&mirror, "198.51.100.9", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
+    change(&pair, rule(k::RTM_DELRULE, 0));
+    wait_hop(&mirror, "198.51.100.9", narrow);
+}
+
+#[test]
+fn whole_networks_can_be_local_but_only_in_the_local_table() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mirror = pair.mirror(&[]);
+    let local = |table: u8, network: &str| {
+        let fixed = [k::AF_INET, 24, 0, 0, table, k::RTPROT_STATIC, 254, k::RTN_LOCAL, 0, 0, 0, 0];
+        let index = pair.director.link("lo").unwrap().index;
+        let request = Request::new(k::RTM_NEWROUTE, k::NLM_F_CREATE, &fixed);
+        change(&pair, request.attribute(k::RTA_DST, &octets(ip(network))).number(k::RTA_OIF, index));
+    };
+    // A transparent proxy's table, which only a rule leads to, comes first: once the other is seen, so was it.
+    local(100, "203.0.113.0");
+    local(k::RT_TABLE_LOCAL, "198.51.100.0");
+    wait(&mirror, "local network", |state| state.is_local(ip("198.51.100.77")));
+    assert!(!mirror.snapshot().is_local(ip("203.0.113.77")));
+}
+
+#[test]
+fn entries_that_an_operator_made_stay_and_those_he_removed_come_back() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let index = pair.director.link("eth0").unwrap().index;
+    let entry = |kind, flags, state: u16, address: &str| {
+        let mut fixed = [0; k::NEIGHBOUR_FIXED];
+        fixed[0] = k::AF_INET;
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        fixed[8..10].copy_from_slice(&state.to_ne_bytes());
+        Request::new(kind, flags, &fixed).attribute(k::NDA_DST, &octets(ip(address)))
+    };
+    let fixed = entry(k::RTM_NEWNEIGH, k::NLM_F_CREATE, k::NUD_PERMANENT, "10.7.0.50");
+    change(&pair, fixed.attribute(k::NDA_LLADDR, &mac(50).0));
+    let mirror = pair.mirror(&["10.7.0.2", "10.7.0.50"]);
+    wait_hop(&mirror, "10.7.0.50", |hop| hop == ready(mac(50)));
+    wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    for _ in 0..3 {
+        let changed = mirror.changed();
+        change(&pair, entry(k::RTM_DELNEIGH, 0, 0, "10.7.0.2"));
+        changed.recv_timeout(PATIENCE).unwrap();
+        wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(2)));
+    }
+    // Longer than the interval at which neighbours are asked for: the operator's entry is still the operator's.
+    std::thread::sleep(Duration::from_millis(1500));
+    let look = entry(k::RTM_GETNEIGH, 0, 0, "10.7.0.50");
+    let mut found = None;
+    pair.director
+        .run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            netlink.get("look", look, |message| found = NeighbourEntry::decode(message)).unwrap();
+        })
+        .unwrap();
+    assert_eq!(found.map(|entry| (entry.state, entry.mac)), Some((k::NUD_PERMANENT, Some(mac(50)))));
 }
 
 #[test]
