@@ -22,7 +22,7 @@ use crate::types::{Family, PortId};
 /// How long a table is left alone after it was read.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
 /// How often everything is read without a cause: a notification that never came must not matter for ever.
-const FULL_REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+const FULL_REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// Neighbours that the kernel is asked to resolve at a time, and the time between.
 const PROBES_PER_ROUND: usize = 32;
 const PROBE_ROUND_INTERVAL: Duration = Duration::from_millis(100);
