@@ -9,7 +9,7 @@ use super::{Port, PortStatistics};
 use crate::director::{Batch, Offload};
 use crate::sys::frames::{Frame, FramePool};
 use crate::sys::interface::InterfaceControl;
-use crate::sys::packet::{FilterInstruction, PACKET_BATCH, PacketSocket, Received, VirtioHeader};
+use crate::sys::packet::{PACKET_BATCH, PacketFilter, PacketSocket, Received, VirtioHeader};
 use crate::types::PortId;
 
 /// Frames that may wait to be sent.
@@ -29,13 +29,13 @@ pub struct PacketOptions {
     /// Where several workers have the interface: a number of their own for its sockets, by which the kernel
     /// gives each flow to one of them. Different for each interface.
     pub group: Option<u16>,
-    /// A filter that frames must pass to be received.
-    pub filter: Option<Vec<FilterInstruction>>,
+    /// What frames must pass to be received.
+    pub filter: PacketFilter,
 }
 
 impl Default for PacketOptions {
     fn default() -> Self {
-        Self { receive_buffer: 16 << 20, bypass_queueing: false, group: None, filter: None }
+        Self { receive_buffer: 16 << 20, bypass_queueing: false, group: None, filter: PacketFilter::Everything }
     }
 }
 
@@ -90,6 +90,11 @@ impl PacketPort {
         Ok(port)
     }
 
+    /// The socket, to attach a program to.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Chunks of the pool that the port has.
     pub fn held(&self) -> usize {
         self.slots.len() + self.queue.len()
@@ -107,7 +112,7 @@ impl PacketPort {
     }
 
     fn listen(&mut self) -> io::Result<()> {
-        self.socket.listen(self.options.group, self.options.filter.as_deref())?;
+        self.socket.listen(self.options.group, &self.options.filter)?;
         self.listening = true;
         Ok(())
     }

@@ -96,6 +96,18 @@ const NOTHING: FilterInstruction =
     FilterInstruction { code: (libc::BPF_RET | libc::BPF_K) as u16, jump_true: 0, jump_false: 0, operand: 0 };
 
 /// A socket that gets every frame that arrives on one Ethernet interface, and sends there.
+/// Which frames a socket receives.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum PacketFilter {
+    /// All.
+    #[default]
+    Everything,
+    /// Those that a classic BPF program passes.
+    Classic(Vec<FilterInstruction>),
+    /// Those that pass a program which somebody else attaches to the socket; none before.
+    Attached,
+}
+
 #[derive(Debug)]
 pub struct PacketSocket {
     socket: OwnedFd,
@@ -148,7 +160,7 @@ impl PacketSocket {
     /// # Errors
     /// EINVAL for a group that has sockets on another interface, or while the interface is down (try again
     /// when it is up); EINVAL also for a filter that the kernel refuses.
-    pub fn listen(&self, group: Option<u16>, filter: Option<&[FilterInstruction]>) -> io::Result<()> {
+    pub fn listen(&self, group: Option<u16>, filter: &PacketFilter) -> io::Result<()> {
         if let Some(group) = group {
             let argument = i32::from(group) | (libc::PACKET_FANOUT_HASH as i32) << 16;
             match sockopt::set_int(self.socket.as_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, argument) {
@@ -158,8 +170,11 @@ impl PacketSocket {
             }
         }
         match filter {
-            Some(filter) => self.filter(filter),
-            None => sockopt::set_int(self.socket.as_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0),
+            PacketFilter::Classic(filter) => self.filter(filter),
+            PacketFilter::Everything => {
+                sockopt::set_int(self.socket.as_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+            }
+            PacketFilter::Attached => Ok(()),
         }
     }
 
