@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{PacketOptions, PacketPort, Port};
@@ -24,9 +25,17 @@ const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 /// How long anything in a test may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// One test at a time: the kernel's queue of frames for the stack is per processor, not per namespace, and a
+/// test that fills it takes frames from the others.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Most frames that a test lets wait in the kernel's queue for the stack; it takes 1000 per processor.
+const BURST: u32 = 200;
+
 /// Network namespaces of one test, removed with this value.
 struct Namespaces {
     names: Vec<String>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Namespaces {
@@ -40,7 +49,7 @@ impl Namespaces {
             eprintln!("SKIPPED: needs root for network namespaces");
             return None;
         }
-        let mut this = Self { names: Vec::new() };
+        let mut this = Self { names: Vec::new(), _alone: ALONE.lock() };
         for index in 0..count {
             let name = format!("uvsport-{}-{test}-{index}", std::process::id());
             this.ip(&["netns", "add", &name]);
@@ -110,6 +119,15 @@ impl Namespaces {
     /// The index of an interface in a namespace.
     fn interface(&self, namespace: usize, name: &str) -> u32 {
         self.inside(namespace, || InterfaceControl::new().unwrap().index(name).unwrap())
+    }
+
+    /// Frames that went out of an interface, or were dropped by the stack behind it.
+    fn sent(&self, namespace: usize, name: &str) -> u64 {
+        let words = ["-n", &self.names[namespace], "-s", "-j", "link", "show", name];
+        let output = Command::new("ip").args(words).output().unwrap();
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let counters = &links[0]["stats64"]["tx"];
+        counters["packets"].as_u64().unwrap() + counters["dropped"].as_u64().unwrap()
     }
 
     /// A raw socket on an interface, with frames of its own.
