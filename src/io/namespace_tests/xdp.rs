@@ -156,6 +156,35 @@ fn many_frames_leave_in_a_row_and_a_queue_is_taken_over_at_once() {
 }
 
 #[test]
+fn a_busy_queue_is_waited_for_but_not_forever() {
+    let Some(namespaces) = two_links("xbusy", "1500") else { return };
+    let mut frames = FramePool::new(CHUNKS, 2048).unwrap();
+    let mut others = FramePool::new(CHUNKS, 2048).unwrap();
+    let (other, on_other) = open(&namespaces, &mut others, 0, "da", &[0], true, XdpOptions::default());
+    let interface = namespaces.interface(1, "da");
+    let attempt = |frames: &mut FramePool| {
+        let options = XdpOptions::default();
+        namespaces.inside(1, || XdpPort::open(frames, PortId(0), interface, &[0], options))
+    };
+    let start = Instant::now();
+    let error = attempt(&mut frames).unwrap_err();
+    assert!(
+        matches!(&error, XdpError::Socket { queue: 0, source } if source.raw_os_error() == Some(libc::EBUSY)),
+        "{error}"
+    );
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(200));
+            drop(on_other);
+            other.close(&mut others);
+        });
+        attempt(&mut frames).unwrap().close(&mut frames);
+    });
+    assert_eq!((frames.available(), others.available()), (CHUNKS as usize, CHUNKS as usize));
+}
+
+#[test]
 fn what_cannot_be_sent_is_dropped_and_counted() {
     let Some(namespaces) = two_links("xbad", "1500") else { return };
     let mut frames = FramePool::new(CHUNKS, 2048).unwrap();
