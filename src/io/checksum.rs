@@ -16,8 +16,8 @@
 //!
 //! SCTP leaves its CRC-32C field zero instead; the CRC of one packet in 2^32 is zero, and stays it.
 //!
-//! Looking costs a TCP frame 10 to 13 ns over IPv4 and 14 to 17 ns over IPv6; completing costs 26 to 30 ns in all
-//! for 64 bytes and 80 ns for 1,500 (optimised, in cache, on a shared 2-core machine; the ignored test `cost`
+//! Looking costs a TCP frame 6 to 17 ns over IPv4 and 14 to 18 ns over IPv6; completing costs 26 to 45 ns in all
+//! for some 64 bytes and 80 ns for 1,500 (optimised, in cache, on a shared 2-core machine; the ignored test `cost`
 //! prints it).
 
 use crate::director::Offload;
