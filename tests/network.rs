@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use uvs::forward::{NextHop, NextHopError};
 use uvs::lab::{Namespace, VethEnd, add_veth};
 use uvs::net::message::{Request, octets};
-use uvs::net::{Mirror, NeighbourEntry, Netlink, NetworkState, StartError, constants as k};
+use uvs::net::{
+    Mirror, NeighbourEntry, Netlink, NetworkState, Notifications, Received, StartError, constants as k,
+};
 use uvs::types::{MacAddress, PortId, Prefix};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -157,6 +159,7 @@ fn what_is_local_foreign_or_without_route() {
     assert!(mirror.snapshot().local_addresses.contains(&ip("10.8.0.1")));
 
     // An address comes and goes.
+    quiet(&pair);
     pair.director.add_address("eth0", prefix("192.0.2.1/32")).unwrap();
     wait(&mirror, "added address", |state| state.is_local(ip("192.0.2.1")));
     wait_hop(&mirror, "192.0.2.1", |hop| hop == NextHop::Local);
@@ -175,6 +178,7 @@ fn routes_that_come_change_and_go_are_followed() {
     let mirror = pair.mirror(&["198.51.100.9"]);
     let no_route = NextHop::Failed(NextHopError::NoRoute);
     wait_hop(&mirror, "198.51.100.9", |hop| hop == no_route);
+    quiet(&pair);
     pair.director.add_route(prefix("198.51.100.0/24"), ip("10.7.0.3")).unwrap();
     wait_hop(&mirror, "198.51.100.9", |hop| hop == ready(mac(2)));
     pair.director.add_route(prefix("198.51.100.9/32"), ip("10.8.0.2")).unwrap();
@@ -190,6 +194,27 @@ fn change(pair: &Pair, request: Request) {
     pair.director
         .run(|| Netlink::open().unwrap().change("change the test's network", request).unwrap())
         .unwrap();
+}
+
+/// Waits until the kernel has nothing more to tell of the links that were just made (duplicate address
+/// detection, link states). Only then does a change by the test stand alone: the mirror reads everything again
+/// for any of these.
+fn quiet(pair: &Pair) {
+    const SILENCE: Duration = Duration::from_millis(1500);
+    let mut notifications = pair.director.run(|| Notifications::open(1 << 20).unwrap()).unwrap();
+    let begin = Instant::now();
+    let mut last = begin;
+    while last.elapsed() < SILENCE {
+        assert!(begin.elapsed() < PATIENCE, "the kernel never falls silent");
+        let heard = notifications.receive(|message| {
+            if !matches!(message.kind, k::RTM_NEWNEIGH | k::RTM_DELNEIGH) {
+                last = Instant::now();
+            }
+        });
+        if heard.unwrap() == Received::Nothing {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[test]
@@ -215,6 +240,7 @@ fn rules_and_route_metrics_count() {
             .attribute(RULE_DESTINATION, &octets(ip("198.51.100.0")))
             .number(RULE_PRIORITY, 10)
     };
+    quiet(&pair);
     change(&pair, rule(k::RTM_NEWRULE, k::NLM_F_CREATE | k::NLM_F_EXCL));
     wait_hop(&mirror, "198.51.100.9", |hop| hop == NextHop::Failed(NextHopError::NoRoute));
     change(&pair, rule(k::RTM_DELRULE, 0));
@@ -234,6 +260,7 @@ fn whole_networks_can_be_local_but_only_in_the_local_table() {
         let request = Request::new(k::RTM_NEWROUTE, k::NLM_F_CREATE, &fixed);
         change(&pair, request.attribute(k::RTA_DST, &octets(ip(network))).number(k::RTA_OIF, index));
     };
+    quiet(&pair);
     // A transparent proxy's table, which only a rule leads to, comes first: once the other is seen, so was it.
     local(100, "203.0.113.0");
     local(k::RT_TABLE_LOCAL, "198.51.100.0");
