@@ -61,6 +61,7 @@ impl Setup {
         let mut network = Network {
             ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }],
             local: [IpAddr::from(VIP)].into(),
+            local_networks: Vec::new(),
             next_hops: Vec::new(),
         };
         for number in 0..SERVERS {

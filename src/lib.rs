@@ -40,4 +40,6 @@ pub mod control;
 pub mod io;
 pub mod net;
 
+pub mod daemon;
 pub mod lab;
+pub mod worker;

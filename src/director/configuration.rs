@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use crate::conn::Timeouts;
 use crate::forward::{NextHop, NextHopError};
 use crate::service::{ServerId, ServiceTable};
-use crate::types::{Instant, MacAddress, PortId};
+use crate::types::{Instant, MacAddress, PortId, Prefix};
 
 /// What the kernel keeps under `net.ipv4.vs`, as far as it steers packets; the defaults are the kernel's.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,8 @@ pub struct Network {
     pub ports: Vec<PortLink>,
     /// Addresses of the host itself, virtual addresses included.
     pub local: HashSet<IpAddr>,
+    /// Whole networks of the host itself.
+    pub local_networks: Vec<Prefix>,
     /// By [`ServerId`].
     pub next_hops: Vec<NextHop>,
 }
@@ -79,7 +81,7 @@ impl Network {
 
     /// Whether `address` is this host's.
     pub fn is_local(&self, address: IpAddr) -> bool {
-        self.local.contains(&address)
+        self.local.contains(&address) || self.local_networks.iter().any(|network| network.contains(address))
     }
 
     /// The way to a real server.

@@ -345,12 +345,13 @@ impl Pass<'_> {
         let service = services
             .find(protocol, destination, packet.destination_port)
             .filter(|_| self.network.is_local(destination));
+        let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
         match service {
+            // Steered here for a service that the director before had, and this one may yet be given.
+            None if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
             None => Decision::End(Verdict::ToHost),
             Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
-            Some(_) if protocol == Protocol::Tcp && self.now < settings.drop_unknown_until => {
-                Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
-            }
+            Some(_) if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
             Some(_) => Decision::End(Verdict::ToHost),
         }
     }

@@ -69,6 +69,7 @@ impl Lab {
                 .map(|mac| PortLink { addresses: vec![MacAddress(mac)], mtu: 1500 })
                 .to_vec(),
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
+            local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 64],
         };
         let mut services = Vec::new();

@@ -35,7 +35,12 @@ pub struct PacketOptions {
 
 impl Default for PacketOptions {
     fn default() -> Self {
-        Self { receive_buffer: 16 << 20, bypass_queueing: false, group: None, filter: PacketFilter::Everything }
+        Self {
+            receive_buffer: 16 << 20,
+            bypass_queueing: false,
+            group: None,
+            filter: PacketFilter::Everything,
+        }
     }
 }
 

@@ -95,7 +95,6 @@ pub struct FilterInstruction {
 const NOTHING: FilterInstruction =
     FilterInstruction { code: (libc::BPF_RET | libc::BPF_K) as u16, jump_true: 0, jump_false: 0, operand: 0 };
 
-/// A socket that gets every frame that arrives on one Ethernet interface, and sends there.
 /// Which frames a socket receives.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum PacketFilter {
@@ -108,6 +107,7 @@ pub enum PacketFilter {
     Attached,
 }
 
+/// A socket that gets every frame that arrives on one Ethernet interface, and sends there.
 #[derive(Debug)]
 pub struct PacketSocket {
     socket: OwnedFd,

@@ -208,6 +208,3 @@ impl State {
         self.services.iter().position(|entry| entry.service.key == *key)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -279,7 +279,8 @@ fn only_what_passes_the_filter_is_received() {
     let filter = [(0x28, 0, 0, 12), (0x15, 1, 0, 0x88b5), (0x06, 0, 0, 0), (0x06, 0, 0, u32::MAX)].map(
         |(code, jump_true, jump_false, operand)| FilterInstruction { code, jump_true, jump_false, operand },
     );
-    let options = PacketOptions { filter: PacketFilter::Classic(filter.to_vec()), ..PacketOptions::default() };
+    let options =
+        PacketOptions { filter: PacketFilter::Classic(filter.to_vec()), ..PacketOptions::default() };
     let mut left = namespaces.tap(0, "ca");
     let mut a = open(&namespaces, 0, "da", options);
     for n in 0..50 {
@@ -296,7 +297,12 @@ fn only_what_passes_the_filter_is_received() {
     });
     assert_eq!(a.statistics().received, 50);
     let broken = PacketOptions {
-        filter: PacketFilter::Classic(vec![FilterInstruction { code: 0xffff, jump_true: 0, jump_false: 0, operand: 0 }]),
+        filter: PacketFilter::Classic(vec![FilterInstruction {
+            code: 0xffff,
+            jump_true: 0,
+            jump_false: 0,
+            operand: 0,
+        }]),
         ..PacketOptions::default()
     };
     let interface = namespaces.interface(1, "da");

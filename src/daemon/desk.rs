@@ -1,0 +1,187 @@
+//! Commands answered by a live director: executed, then brought to the packet path before the answer goes out.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use parking_lot::Mutex;
+
+use super::stats::{self, Sources};
+use crate::control::desk;
+use crate::control::error::ControlError;
+use crate::control::protocol::{ReplySink, Request};
+use crate::control::server::Handler;
+use crate::control::state::State;
+use crate::director::{Network, PortLink, Shared};
+use crate::forward::{NextHop, NextHopError};
+use crate::io::steering::{Steering, SteeringKey};
+use crate::net::{Mirror, NetworkState};
+use crate::worker::clock;
+
+/// How long a command waits for the kernel to say where new real servers are; their frames wait after that.
+const SETTLE: StdDuration = StdDuration::from_secs(1);
+
+/// Everything that answers commands.
+pub(super) struct Desk {
+    inner: Mutex<Inner>,
+    shared: Arc<Shared>,
+    mirror: Mirror,
+    sources: Sources,
+}
+
+struct Inner {
+    state: State,
+    steering: Option<Steering>,
+    wanted: BTreeSet<IpAddr>,
+    steered: BTreeSet<SteeringKey>,
+    /// A director that died left keys, and nobody has said yet what there is to balance: its clients' frames go on
+    /// being kept from the host.
+    keeps_adopted: bool,
+}
+
+impl Desk {
+    pub(super) fn new(
+        state: State,
+        shared: Arc<Shared>,
+        mirror: Mirror,
+        steering: Steering,
+        adopted: bool,
+        sources: Sources,
+    ) -> Self {
+        let inner = Inner {
+            state,
+            steering: Some(steering),
+            wanted: BTreeSet::new(),
+            steered: BTreeSet::new(),
+            keeps_adopted: adopted,
+        };
+        Self { inner: Mutex::new(inner), shared, mirror, sources }
+    }
+
+    pub(super) fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    /// Runs commands against the state, then brings their effect to the packet path.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> (T, Result<(), ControlError>) {
+        let mut inner = self.inner.lock();
+        let result = change(&mut inner.state);
+        let committed = self.commit(&mut inner);
+        (result, committed)
+    }
+
+    /// Makes what the state says happen, in this order: the ways to real servers are known before they are picked, and
+    /// frames are steered here once there is a service for them.
+    fn commit(&self, inner: &mut Inner) -> Result<(), ControlError> {
+        let wanted: BTreeSet<IpAddr> = inner.state.wanted().map(|(_, address)| address).collect();
+        if wanted != inner.wanted {
+            self.mirror.want(wanted.clone());
+            inner.wanted = wanted;
+            if !self.mirror.settle(SETTLE) {
+                tracing::warn!("the kernel takes long to say where the real servers are");
+            }
+        }
+        self.refresh(inner);
+        inner.state.publish();
+        self.steer(inner)
+    }
+
+    fn steer(&self, inner: &mut Inner) -> Result<(), ControlError> {
+        let keys: BTreeSet<SteeringKey> = inner
+            .state
+            .steered()
+            .into_iter()
+            .map(|(protocol, address, port)| SteeringKey::Transport { address, protocol, port })
+            .collect();
+        if inner.keeps_adopted && keys.is_empty() {
+            return Ok(());
+        }
+        if !inner.keeps_adopted && keys == inner.steered {
+            return Ok(());
+        }
+        if let Some(steering) = &mut inner.steering {
+            steering.set_keys(&keys).map_err(|error| ControlError::Refused(error.to_string()))?;
+        }
+        inner.keeps_adopted = false;
+        inner.steered = keys;
+        Ok(())
+    }
+
+    /// The kernel's links, addresses, routes or neighbours have changed.
+    pub(super) fn network_changed(&self) {
+        self.refresh(&mut self.inner.lock());
+    }
+
+    fn refresh(&self, inner: &mut Inner) {
+        let snapshot = self.mirror.snapshot();
+        self.shared.network.store(Arc::new(network(&snapshot, &inner.state)));
+    }
+
+    /// Lets time pass for the state.
+    pub(super) fn tick(&self) {
+        let mut inner = self.inner.lock();
+        if inner.state.tick(clock())
+            && let Err(error) = self.commit(&mut inner)
+        {
+            tracing::error!(%error, "cannot update what is steered here");
+        }
+    }
+
+    /// Takes the steering out, to end it.
+    pub(super) fn take_steering(&self) -> Option<Steering> {
+        self.inner.lock().steering.take()
+    }
+}
+
+/// The packet path's view of the kernel.
+fn network(snapshot: &NetworkState, state: &State) -> Network {
+    let ports =
+        snapshot.ports.iter().map(|port| PortLink { addresses: vec![port.mac], mtu: port.mtu }).collect();
+    let mut next_hops = Vec::new();
+    for (id, address) in state.wanted() {
+        if next_hops.len() <= id.index() {
+            next_hops.resize(id.index() + 1, NextHop::Failed(NextHopError::NoRoute));
+        }
+        // Not asked for yet: the kernel answers in a moment.
+        next_hops[id.index()] = snapshot.next_hops.get(&address).copied().unwrap_or(NextHop::Resolving);
+    }
+    Network {
+        ports,
+        local: snapshot.local_addresses.clone(),
+        local_networks: snapshot.local_networks.clone(),
+        next_hops,
+    }
+}
+
+impl Handler for Desk {
+    fn handle(&self, request: Request, reply: &mut dyn ReplySink) -> io::Result<()> {
+        let Request::Commands(commands) = &request else {
+            let (answer, committed) = self.change(|state| {
+                desk::other(state, &request, |state, json| {
+                    stats::text(&self.sources, &self.shared, state, json)
+                })
+            });
+            return match answer.and_then(|answer| committed.map(|()| answer)) {
+                Ok(answer) => answer.send(reply, clock),
+                Err(error) => reply.end(Err(error)),
+            };
+        };
+        // All of them under one lock, so that a thousand rules are one snapshot; sent once it is let go, so that
+        // nobody waits for a slow reader.
+        let (mut answers, committed) = self.change(|state| {
+            commands.iter().map(|command| desk::command(state, command, clock())).collect::<Vec<_>>()
+        });
+        if let (Err(error), Some(last)) = (committed, answers.last_mut()) {
+            *last = Err(error);
+        }
+        for answer in answers {
+            match answer {
+                Ok(answer) => answer.send(reply, clock)?,
+                Err(error) => reply.end(Err(error))?,
+            }
+        }
+        Ok(())
+    }
+}
