@@ -125,8 +125,8 @@ impl Session {
     pub(super) fn deadline(&self) -> Instant {
         let refresh = self.is_stale().then(|| self.refreshed + REFRESH_INTERVAL);
         let round = self.probed.map(|then| then + PROBE_ROUND_INTERVAL);
-        let probe = if self.probes_left { round } else { self.view.next_due().max(round) };
-        let probe = probe.filter(|_| self.probes_left || self.view.next_due().is_some());
+        let due = self.view.next_due(Instant::now());
+        let probe = if self.probes_left { round } else { due.and_then(|due| Some(due).max(round)) };
         [refresh, probe]
             .into_iter()
             .flatten()

@@ -166,12 +166,12 @@ impl View {
         due.into_iter().map(|(_, key)| key).collect()
     }
 
-    /// When the next neighbour is [`due`](Self::due), where one will be.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    /// When the next neighbour is [`due`](Self::due), where one will be; `now` for one that was never asked for.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
         self.neighbours
             .iter()
             .filter(|(key, neighbour)| self.needs_probe(key, neighbour))
-            .filter_map(|(_, neighbour)| neighbour.probed.map(|then| then + PROBE_INTERVAL))
+            .map(|(_, neighbour)| neighbour.probed.map_or(now, |then| then + PROBE_INTERVAL))
             .min()
     }
 
@@ -443,7 +443,7 @@ mod tests {
             view.probed(key, start);
         }
         assert!(view.due(start + PROBE_INTERVAL - Duration::from_millis(1), 100).is_empty());
-        assert_eq!(view.next_due(), Some(start + PROBE_INTERVAL));
+        assert_eq!(view.next_due(start), Some(start + PROBE_INTERVAL));
         let later = start + PROBE_INTERVAL;
         for state in [k::NUD_REACHABLE, k::NUD_DELAY, k::NUD_PROBE, k::NUD_NOARP, k::NUD_PERMANENT] {
             tell(&mut view, 3, "10.0.0.1", state, Some(5));
