@@ -121,7 +121,7 @@ impl Setup {
         while self.prepared.len() < PREPARED {
             self.random =
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let flow = (u128::from(self.random) * u128::from(self.flows) >> 64) as u64;
+            let flow = ((u128::from(self.random) * u128::from(self.flows)) >> 64) as u64;
             patch(&mut self.template, flow);
             self.prepared.push(self.frames.allocate_copy(&self.template).expect("a free chunk"));
         }

@@ -531,10 +531,9 @@ mod splits {
 
     use super::*;
 
-    fn outcome(
-        frames: &[(u16, u8, bool)],
-        sizes: &[usize],
-    ) -> (Vec<(Verdict, Vec<u8>)>, Vec<(u16, State)>, FrameCounts) {
+    type Outcome = (Vec<(Verdict, Vec<u8>)>, Vec<(u16, State)>, FrameCounts);
+
+    fn outcome(frames: &[(u16, u8, bool)], sizes: &[usize]) -> Outcome {
         let mut lab = Lab::with_capacity(3, 200);
         let bytes: Vec<Vec<u8>> = frames
             .iter()
