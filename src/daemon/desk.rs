@@ -9,7 +9,8 @@ use std::time::Duration as StdDuration;
 use parking_lot::Mutex;
 
 use super::stats::{self, Sources};
-use crate::control::desk;
+use crate::control::command::Command;
+use crate::control::desk::{self, Answer};
 use crate::control::error::ControlError;
 use crate::control::protocol::{ReplySink, Request};
 use crate::control::server::Handler;
@@ -39,6 +40,8 @@ struct Inner {
     /// A director that died left keys, and nobody has said yet what there is to balance: its clients' frames go on
     /// being kept from the host.
     keeps_adopted: bool,
+    /// The network as the log has it.
+    told: Arc<NetworkState>,
 }
 
 impl Desk {
@@ -56,6 +59,7 @@ impl Desk {
             wanted: BTreeSet::new(),
             steered: BTreeSet::new(),
             keeps_adopted: adopted,
+            told: Arc::default(),
         };
         Self { inner: Mutex::new(inner), shared, mirror, sources }
     }
@@ -116,7 +120,9 @@ impl Desk {
 
     fn refresh(&self, inner: &mut Inner) {
         let snapshot = self.mirror.snapshot();
+        tell_changes(&inner.told, &snapshot);
         self.shared.network.store(Arc::new(network(&snapshot, &inner.state)));
+        inner.told = snapshot;
     }
 
     /// Lets time pass for the state.
@@ -132,6 +138,36 @@ impl Desk {
     /// Takes the steering out, to end it.
     pub(super) fn take_steering(&self) -> Option<Steering> {
         self.inner.lock().steering.take()
+    }
+}
+
+/// Logs what an operator would want to know: a way to a real server found or lost, a port up or down.
+fn tell_changes(before: &NetworkState, now: &NetworkState) {
+    for (address, next_hop) in &now.next_hops {
+        let former = before.next_hops.get(address);
+        match next_hop {
+            _ if former == Some(next_hop) => (),
+            NextHop::Failed(error) => tracing::warn!(server = %address, "no way to the real server: {error}"),
+            NextHop::Ready { destination, .. } => {
+                tracing::info!(server = %address, link = %destination, "way known")
+            }
+            NextHop::Local => tracing::info!(server = %address, "the real server is this host"),
+            NextHop::Resolving => tracing::debug!(server = %address, "asking for its link address"),
+        }
+    }
+    for port in &now.ports {
+        let former = before.port(port.port);
+        match former.map(|former| former.up) {
+            Some(true) if !port.up => tracing::warn!(interface = port.name, "interface down"),
+            Some(false) if port.up => tracing::info!(interface = port.name, "interface up"),
+            _ => (),
+        }
+        if former.is_some_and(|former| former.ifindex.is_some() && former.ifindex != port.ifindex) {
+            tracing::warn!(
+                interface = port.name,
+                "the interface was replaced: restart the director to use it again"
+            );
+        }
     }
 }
 
@@ -171,7 +207,16 @@ impl Handler for Desk {
         // All of them under one lock, so that a thousand rules are one snapshot; sent once it is let go, so that
         // nobody waits for a slow reader.
         let (mut answers, committed) = self.change(|state| {
-            commands.iter().map(|command| desk::command(state, command, clock())).collect::<Vec<_>>()
+            let answer = |command: &Command| {
+                let answer = desk::command(state, command, clock());
+                match &answer {
+                    Ok(Answer::Done) => tracing::info!(?command, "done"),
+                    Ok(_) => (),
+                    Err(error) => tracing::info!(?command, %error, "refused"),
+                }
+                answer
+            };
+            commands.iter().map(answer).collect::<Vec<_>>()
         });
         if let (Err(error), Some(last)) = (committed, answers.last_mut()) {
             *last = Err(error);

@@ -208,3 +208,6 @@ impl State {
         self.services.iter().position(|entry| entry.service.key == *key)
     }
 }
+
+#[cfg(test)]
+mod tests;

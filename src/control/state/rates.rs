@@ -68,7 +68,7 @@ mod tests {
         let mut estimator = Estimator::default();
         let mut traffic = Traffic::default();
         let mut after_one = 0;
-        for round in 0..40 {
+        for round in 0..60 {
             traffic.in_packets += 2000;
             traffic.in_bytes += 120_000;
             estimator.sample(traffic);

@@ -1,5 +1,6 @@
 //! Real servers added, edited and removed, and what becomes of the removed ones.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Meter, ServerEntry, State, TRASH_PERIOD, TrashedServer};
@@ -172,10 +173,10 @@ impl State {
             keep
         });
         changed |= !forgotten.is_empty();
-        for (server, service) in forgotten {
-            self.server_ids.free(server.0);
-            self.release_service(service);
-        }
+        forgotten.iter().for_each(|(server, _)| self.server_ids.free(server.0));
+        // Each service once, however many of its real servers went.
+        let services: BTreeSet<ServiceId> = forgotten.into_iter().map(|(_, service)| service).collect();
+        services.into_iter().for_each(|service| self.release_service(service));
         changed
     }
 }

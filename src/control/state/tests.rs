@@ -1,0 +1,242 @@
+//! The state as commands change it, without a packet in sight.
+
+use super::*;
+use crate::control::command::{ServerSpec, ServiceSpec};
+use crate::director::Capacity;
+use crate::types::{Family, ForwardingMethod, HashKey};
+
+struct Bench {
+    state: State,
+    shared: Arc<Shared>,
+    now: Instant,
+}
+
+fn key(port: u16) -> ServiceKey {
+    ServiceKey::Address { protocol: Protocol::Tcp, address: "10.88.0.100".parse().unwrap(), port }
+}
+
+fn server(number: u8) -> IpAddr {
+    IpAddr::from([10, 88, 2, number])
+}
+
+fn rr() -> ServiceSpec {
+    ServiceSpec { scheduler: "rr".to_owned(), ..ServiceSpec::new(Family::V4) }
+}
+
+impl Bench {
+    fn new(servers: usize) -> Self {
+        let capacity = Capacity { connections: 16, servers, workers: 1 };
+        let shared = Shared::new(capacity, [HashKey::new([1, 2]); 2]).unwrap();
+        Self { state: State::new(Arc::clone(&shared), Instant::ZERO), shared, now: Instant::ZERO }
+    }
+
+    fn run(&mut self, command: Command) -> Result<(), ControlError> {
+        self.state.execute(&command, self.now)
+    }
+
+    fn add_service(&mut self, port: u16) -> Result<(), ControlError> {
+        self.run(Command::AddService { key: key(port), spec: rr() })
+    }
+
+    fn add_server(&mut self, port: u16, number: u8, weight: u32) -> Result<(), ControlError> {
+        let spec = ServerSpec { weight, ..ServerSpec::default() };
+        self.run(Command::AddServer { key: key(port), address: server(number), port, spec })
+    }
+
+    fn delete_server(&mut self, port: u16, number: u8) -> Result<(), ControlError> {
+        self.run(Command::DeleteServer { key: key(port), address: server(number), port })
+    }
+
+    fn id(&self, number: u8) -> ServerId {
+        self.state.wanted().find(|(_, address)| *address == server(number)).unwrap().0
+    }
+
+    fn pass(&mut self, seconds: u64) -> bool {
+        self.now += Duration::from_secs(seconds);
+        self.state.tick(self.now)
+    }
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    let mark = ServiceKey::Mark { family: Family::V4, mark: 7 };
+    let method = |method| Command::AddServer {
+        key: key(80),
+        address: server(1),
+        port: 80,
+        spec: ServerSpec { method, ..ServerSpec::default() },
+    };
+    let service = |key, spec| Command::AddService { key, spec };
+    let rows = [
+        (method(ForwardingMethod::Masquerading), "NAT (-m)"),
+        (method(ForwardingMethod::Tunnel), "tunnelling (-i)"),
+        (service(mark, rr()), "a service by mark (-f)"),
+        (service(key(81), ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
+        (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
+        (
+            service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
+            "the persistence engine 'sip' (--pe)",
+        ),
+        (service(key(81), ServiceSpec { scheduler: "mh".to_owned(), ..rr() }), "the scheduler 'mh'"),
+    ];
+    for (command, what) in rows {
+        assert_eq!(bench.run(command), Err(ControlError::NotSupported(what.to_owned())));
+    }
+    let unknown = ServiceSpec { scheduler: "nosuch".to_owned(), ..rr() };
+    assert_eq!(bench.run(service(key(81), unknown)), Err(ControlError::NoScheduler));
+    let rows = bench.state.services(None).unwrap();
+    assert_eq!((rows.len(), rows[0].servers.len()), (1, 0));
+}
+
+#[test]
+fn errors_are_the_kernels() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    assert_eq!(bench.add_service(80), Err(ControlError::ServiceExists));
+    assert_eq!(bench.add_server(80, 1, 1), Err(ControlError::ServerExists));
+    assert_eq!(bench.add_server(81, 1, 1), Err(ControlError::ServiceNotDefined));
+    assert_eq!(bench.delete_server(80, 2), Err(ControlError::NoSuchServer));
+    assert_eq!(bench.run(Command::DeleteService { key: key(81) }), Err(ControlError::NoSuchService));
+    assert_eq!(
+        bench.run(Command::EditService { key: key(81), spec: rr() }),
+        Err(ControlError::NoSuchService)
+    );
+    assert_eq!(bench.run(Command::Zero { service: Some(key(81)) }), Err(ControlError::NoSuchService));
+    let spec = ServerSpec { upper_threshold: 5, lower_threshold: 10, ..ServerSpec::default() };
+    let command = Command::AddServer { key: key(80), address: server(2), port: 80, spec };
+    assert_eq!(bench.run(command), Err(ControlError::OutOfRange));
+    for bad in ["224.0.0.1", "255.255.255.255", "fd88::1"] {
+        let spec = ServerSpec::default();
+        let command = Command::AddServer { key: key(80), address: bad.parse().unwrap(), port: 80, spec };
+        assert_eq!(bench.run(command), Err(ControlError::InvalidOperation), "{bad}");
+    }
+}
+
+#[test]
+fn a_removed_server_comes_back_with_its_connections_and_counters() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    let id = bench.id(1);
+    bench.shared.slots.get(id).connection_added();
+    bench.shared.counters(0).traffic.server(id).connection();
+    bench.delete_server(80, 1).unwrap();
+    assert!(!bench.shared.slots.get(id).is_available());
+    assert_eq!(bench.state.services(None).unwrap()[0].servers.len(), 0);
+    assert_eq!(bench.state.wanted().count(), 1, "its connections' packets may be wanted again");
+    assert!(!bench.pass(600), "it has a connection");
+    bench.add_server(80, 1, 3).unwrap();
+    assert_eq!(bench.id(1), id);
+    let rows = bench.state.services(None).unwrap();
+    let row = &rows[0].servers[0];
+    assert_eq!((row.inactive, row.counters.connections, row.spec.weight), (1, 1, 3));
+    assert!(bench.shared.slots.get(id).is_available());
+}
+
+#[test]
+fn an_idle_removed_server_is_forgotten_after_two_minutes() {
+    let mut bench = Bench::new(1);
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    bench.shared.counters(0).traffic.server(bench.id(1)).connection();
+    bench.delete_server(80, 1).unwrap();
+    assert_eq!(bench.add_server(80, 2, 1), Err(ControlError::NoMemory), "its slot is still taken");
+    bench.pass(119);
+    assert_eq!(bench.state.wanted().count(), 1);
+    assert!(bench.pass(2));
+    assert_eq!(bench.state.wanted().count(), 0);
+    bench.add_server(80, 2, 1).unwrap();
+    assert_eq!(
+        bench.state.services(None).unwrap()[0].servers[0].counters.connections,
+        0,
+        "the slot's former user's"
+    );
+}
+
+#[test]
+fn a_deleted_service_is_steered_here_as_long_as_it_has_connections() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    let steered =
+        |bench: &Bench| bench.state.steered().into_iter().map(|(_, _, port)| port).collect::<Vec<_>>();
+    let id = bench.id(1);
+    bench.shared.slots.get(id).connection_added();
+    bench.run(Command::Flush).unwrap();
+    assert_eq!(steered(&bench), [80]);
+    bench.shared.slots.get(id).connection_removed(false);
+    assert!(bench.pass(1));
+    assert!(steered(&bench).is_empty());
+    assert!(bench.state.services(None).unwrap().is_empty());
+    assert_eq!(bench.state.services(Some(&key(80))), Err(ControlError::NoSuchService));
+}
+
+#[test]
+fn a_services_number_is_given_back_once() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    bench.add_server(80, 2, 1).unwrap();
+    bench.run(Command::Flush).unwrap();
+    bench.pass(1);
+    bench.pass(200);
+    let numbers: Vec<u32> = std::iter::from_fn(|| bench.state.service_ids.allocate()).collect();
+    let distinct: BTreeSet<u32> = numbers.iter().copied().collect();
+    assert_eq!((numbers.len(), distinct.len()), (crate::service::MAX_SERVICES, crate::service::MAX_SERVICES));
+}
+
+#[test]
+fn an_edit_keeps_the_scheduler_where_it_is_unless_it_becomes_another() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    (1..=3).for_each(|number| bench.add_server(80, number, 1).unwrap());
+    let choose = |bench: &Bench| {
+        let flow = crate::scheduler::Flow { client: server(9), client_port: 1, destination: server(9) };
+        let chooser = &bench.state.services[0].service.chooser;
+        chooser.lock().choose(&bench.shared.slots, &flow).map(|server| server.address)
+    };
+    assert_eq!(choose(&bench), Some(server(3)));
+    bench.run(Command::EditService { key: key(80), spec: rr() }).unwrap();
+    assert_eq!(choose(&bench), Some(server(2)));
+    let wrr = ServiceSpec { scheduler: "wrr".to_owned(), ..rr() };
+    bench.run(Command::EditService { key: key(80), spec: wrr }).unwrap();
+    assert_eq!(choose(&bench), Some(server(3)));
+    assert_eq!(bench.state.services(None).unwrap()[0].spec.scheduler, "wrr");
+}
+
+#[test]
+fn zero_hides_what_was_counted_and_starts_the_rates_over() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    bench.add_service(81).unwrap();
+    for port in [80, 81] {
+        let id = bench.state.services[bench.state.find(&key(port)).unwrap()].service.id;
+        (0..100).for_each(|_| bench.shared.counters(0).traffic.service(id).packet_in(60));
+    }
+    bench.pass(2);
+    let seen = |bench: &Bench| {
+        let rows = bench.state.services(None).unwrap();
+        rows.iter().map(|row| (row.counters.in_packets, row.rates.in_packets)).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&bench), [(100, 12), (100, 12)]);
+    bench.run(Command::Zero { service: Some(key(80)) }).unwrap();
+    assert_eq!(seen(&bench), [(0, 0), (100, 12)]);
+    bench.run(Command::Zero { service: None }).unwrap();
+    assert_eq!(seen(&bench), [(0, 0), (0, 0)]);
+}
+
+#[test]
+fn timeouts_of_zero_are_kept_and_settings_are_remembered() {
+    let mut bench = Bench::new(8);
+    bench.run(Command::SetTimeouts { tcp: 5, tcp_fin: 0, udp: 4 }).unwrap();
+    assert_eq!(bench.state.timeouts(), listing::Timeouts { tcp: 5, tcp_fin: 120, udp: 4 });
+    bench.state.set("expire_nodest_conn", "1").unwrap();
+    assert_eq!(bench.state.get("net.ipv4.vs.expire_nodest_conn"), Ok(SettingValue::Number(1)));
+    assert!(bench.state.set("drop_entry", "1").is_err());
+    assert_eq!(bench.state.get("drop_entry"), Ok(SettingValue::Number(0)));
+    bench.state.publish();
+    assert!(bench.shared.configuration.load().settings.expire_nodest_conn);
+}
