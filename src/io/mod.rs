@@ -3,6 +3,8 @@
 //! Every kind of port moves [`Frame`](crate::sys::frames::Frame)s of its worker's pool in and out of
 //! [`Batch`]es, so the director cannot tell a ring from a capture or a test.
 //!
+//! [`pcap`] reads and writes captures of frames.
+//!
 //! A port keeps chunks of the pool: in rings, in slots to receive into, queued for sending. Each says how many
 //! ([`XdpPort::held`], [`PacketPort::held`]), and gives them back when it is closed rather than dropped.
 
@@ -14,6 +16,7 @@ mod namespace_tests;
 mod packet;
 mod xdp;
 
+pub mod pcap;
 pub mod steering;
 
 use std::io;

@@ -2,6 +2,8 @@
 
 use etherparse::Ipv4HeaderSlice;
 
+use crate::types::MacAddress;
+
 use super::checksum::{Change, Sum};
 use super::ethernet::Link;
 use super::{Addresses, Fragment, Malformed, Parsed, transport, u16_at};
@@ -29,9 +31,9 @@ pub const DESTINATION: usize = 16;
 
 /// Reads the packet at `link.ip_offset`. The checks and their order are `ip_rcv_core`'s (net/ipv4/ip_input.c):
 /// version and header length, checksum, total length. Beyond these a fragment must end within 65,535 bytes.
-#[inline]
+#[inline(always)]
 pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Parsed, Malformed> {
-    let bytes = frame.get(usize::from(link.ip_offset)..).unwrap_or_default();
+    let bytes = frame.get(link.ip_offset..).unwrap_or_default();
     if bytes.len() < HEADER_LENGTH {
         return Err(Malformed::TruncatedFrame);
     }
@@ -45,7 +47,11 @@ pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Pars
         return Err(Malformed::BadIpv4Header);
     }
     let payload = &bytes[header_length..total_length.min(bytes.len()).max(header_length)];
-    let fragment = fragment(&header, total_length - header_length)?;
+    let fragment = if header.is_fragmenting_payload() {
+        fragment(header, total_length - header_length)?
+    } else {
+        Fragment::Whole
+    };
     let protocol = header.protocol().0;
     let upper = transport::parse::<STRICT>(protocol, payload, fragment)?;
     Ok(Parsed {
@@ -55,50 +61,52 @@ pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Pars
         },
         fragment,
         ip_length: total_length as u32,
-        destination_mac: link.destination,
+        destination_mac: MacAddress::default(),
         vlan: link.vlan,
-        ip_offset: link.ip_offset,
-        transport_offset: link.ip_offset.saturating_add(header_length as u16),
-        source_port: upper.source_port,
-        destination_port: upper.destination_port,
+        ip_offset: link.ip_offset as u16,
+        transport_offset: (link.ip_offset + header_length) as u16,
+        source_port: upper.source_port(),
+        destination_port: upper.destination_port(),
         protocol,
         ttl: header.ttl(),
         dont_fragment: header.dont_fragment(),
-        tcp_flags: upper.tcp_flags,
-        sctp_chunk: upper.sctp_chunk,
-        sctp_abort_follows: upper.sctp_abort_follows,
-        icmp_type: upper.icmp_type,
+        tcp_flags: upper.tcp_flags(),
+        sctp_chunk: upper.sctp_chunk(),
+        sctp_abort_follows: upper.sctp_abort_follows(),
+        icmp_type: upper.icmp_type(),
     })
 }
 
-#[inline]
-fn fragment(header: &Ipv4HeaderSlice<'_>, payload_length: usize) -> Result<Fragment, Malformed> {
-    let (offset, more) = (header.fragments_offset().value(), header.more_fragments());
-    if offset == 0 && !more {
-        return Ok(Fragment::Whole);
-    }
+/// What the header of a fragment says of it.
+#[inline(never)]
+fn fragment(header: Ipv4HeaderSlice<'_>, payload_length: usize) -> Result<Fragment, Malformed> {
     let identification = u32::from(header.identification());
     // The field counts units of 8 bytes and has 13 bits: no overflow here.
-    let offset = offset * 8;
+    let offset = header.fragments_offset().value() * 8;
     if usize::from(offset) + payload_length > usize::from(u16::MAX) {
         return Err(Malformed::BadIpv4Header);
     }
     Ok(if offset == 0 {
         Fragment::First { identification }
     } else {
-        Fragment::Later { identification, offset, more }
+        Fragment::Later { identification, offset, more: header.more_fragments() }
     })
 }
 
 /// Whether a header, options included, sums up.
-#[inline]
+#[inline(always)]
 pub fn checksum_is_right(header: &[u8]) -> bool {
     // The common length by itself: the compiler unrolls it.
     let sum = match <&[u8; HEADER_LENGTH]>::try_from(header) {
         Ok(header) => Sum::ZERO.bytes(header),
-        Err(_) => Sum::ZERO.bytes(header),
+        Err(_) => sum_with_options(header),
     };
     sum.fold() == 0xffff
+}
+
+#[inline(never)]
+fn sum_with_options(header: &[u8]) -> Sum {
+    Sum::ZERO.bytes(header)
 }
 
 /// Writes a header's checksum, computed anew. False, and nothing done, for less than a header.

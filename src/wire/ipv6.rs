@@ -2,6 +2,8 @@
 
 use etherparse::Ipv6HeaderSlice;
 
+use crate::types::MacAddress;
+
 use super::ethernet::Link;
 use super::{Addresses, Fragment, Malformed, Parsed, protocol, transport};
 
@@ -28,9 +30,9 @@ pub const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// Reads the packet at `link.ip_offset`. The checks are `ip6_rcv_core`'s (net/ipv6/ip6_input.c): version, payload
 /// length; jumbograms are refused. The headers walked are those of `ipv6_ext_hdr`.
-#[inline]
+#[inline(always)]
 pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Parsed, Malformed> {
-    let bytes = frame.get(usize::from(link.ip_offset)..).unwrap_or_default();
+    let bytes = frame.get(link.ip_offset..).unwrap_or_default();
     if bytes.len() < HEADER_LENGTH {
         return Err(Malformed::TruncatedFrame);
     }
@@ -66,23 +68,23 @@ pub(super) fn parse<const STRICT: bool>(frame: &[u8], link: Link) -> Result<Pars
         },
         fragment: chain.fragment,
         ip_length: ip_length as u32,
-        destination_mac: link.destination,
+        destination_mac: MacAddress::default(),
         vlan: link.vlan,
-        ip_offset: link.ip_offset,
-        transport_offset: link.ip_offset.saturating_add(chain.offset as u16),
-        source_port: upper.source_port,
-        destination_port: upper.destination_port,
+        ip_offset: link.ip_offset as u16,
+        transport_offset: (link.ip_offset + chain.offset) as u16,
+        source_port: upper.source_port(),
+        destination_port: upper.destination_port(),
         protocol: chain.protocol,
         ttl: header.hop_limit(),
         dont_fragment: true,
-        tcp_flags: upper.tcp_flags,
-        sctp_chunk: upper.sctp_chunk,
-        sctp_abort_follows: upper.sctp_abort_follows,
-        icmp_type: upper.icmp_type,
+        tcp_flags: upper.tcp_flags(),
+        sctp_chunk: upper.sctp_chunk(),
+        sctp_abort_follows: upper.sctp_abort_follows(),
+        icmp_type: upper.icmp_type(),
     })
 }
 
-#[inline]
+#[inline(always)]
 fn halves(address: [u8; 16]) -> [u64; 2] {
     let address = u128::from_be_bytes(address);
     [(address >> 64) as u64, address as u64]

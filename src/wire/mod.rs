@@ -30,7 +30,9 @@ mod parse;
 mod tests;
 pub mod transport;
 
-pub use parse::{Addresses, Fragment, Malformed, Outcome, Parsed, parse, parse_inner, parse_quoted};
+pub use parse::{
+    Addresses, Fragment, MAX_INNER_OFFSET, Malformed, Outcome, Parsed, parse, parse_inner, parse_quoted,
+};
 
 /// IP protocol numbers that parsing knows.
 pub mod protocol {

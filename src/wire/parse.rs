@@ -219,22 +219,49 @@ pub(super) const QUOTED: bool = false;
 /// Reads a received Ethernet frame.
 #[inline]
 pub fn parse(frame: &[u8]) -> Outcome {
-    let packet = match ethernet::parse(frame) {
-        Ok(Some((link, Family::V4))) => ipv4::parse::<RECEIVED>(frame, link),
-        Ok(Some((link, Family::V6))) => ipv6::parse::<RECEIVED>(frame, link),
-        Ok(None) => return Outcome::NotIp,
+    // Untagged first, and by itself: with the offset of the IP header known, all others in a packet without options
+    // are constants.
+    let (destination, ether_type) = match ethernet::parse(frame) {
+        Ok(header) => header,
+        Err(reason) => return Outcome::Malformed(reason),
+    };
+    let packet = match ether_type {
+        ethernet::IPV4 => ipv4::parse::<RECEIVED>(frame, Link::UNTAGGED),
+        ethernet::IPV6 => ipv6::parse::<RECEIVED>(frame, Link::UNTAGGED),
+        _ if ethernet::is_tag(ether_type) => return parse_tagged(frame, destination, ether_type),
+        _ => return Outcome::NotIp,
+    };
+    outcome(packet, destination)
+}
+
+#[inline(never)]
+fn parse_tagged(frame: &[u8], destination: MacAddress, ether_type: u16) -> Outcome {
+    let packet = match ethernet::parse_tags(frame, ether_type) {
+        Ok((link, ethernet::IPV4)) => ipv4::parse::<RECEIVED>(frame, link),
+        Ok((link, ethernet::IPV6)) => ipv6::parse::<RECEIVED>(frame, link),
+        Ok(_) => return Outcome::NotIp,
         Err(reason) => Err(reason),
     };
+    outcome(packet, destination)
+}
+
+#[inline(always)]
+fn outcome(packet: Result<Parsed, Malformed>, destination_mac: MacAddress) -> Outcome {
     match packet {
-        Ok(packet) => Outcome::Packet(packet),
+        Ok(packet) => Outcome::Packet(Parsed { destination_mac, ..packet }),
         Err(reason) => Outcome::Malformed(reason),
     }
 }
 
+/// The farthest into a frame that an inner packet may begin: half of what an offset of [`Parsed`] can say, which leaves
+/// the other half for its own headers (16,424 bytes at most). No frame that is received is that long.
+pub const MAX_INNER_OFFSET: usize = 32_768;
+
 /// Reads the IP packet at `offset` of a frame, as inside a tunnel's packet; its family is what its version says.
 ///
 /// # Errors
-/// Why it is malformed; [`Malformed::TruncatedFrame`] also for a version that is neither 4 nor 6.
+/// Why it is malformed; [`Malformed::TruncatedFrame`] also for a version that is neither 4 nor 6, and for an offset over
+/// [`MAX_INNER_OFFSET`].
 pub fn parse_inner(frame: &[u8], offset: usize) -> Result<Parsed, Malformed> {
     packet_at::<RECEIVED>(frame, offset)
 }
@@ -244,15 +271,18 @@ pub fn parse_inner(frame: &[u8], offset: usize) -> Result<Parsed, Malformed> {
 /// enough. TCP flags, SCTP chunk and ICMP type are 0 where they are cut off.
 ///
 /// # Errors
-/// Why not even that much can be read; [`Malformed::TruncatedFrame`] also for a version that is neither 4 nor 6.
+/// Why not even that much can be read; [`Malformed::TruncatedFrame`] also for a version that is neither 4 nor 6, and for an offset over
+/// [`MAX_INNER_OFFSET`].
 pub fn parse_quoted(frame: &[u8], offset: usize) -> Result<Parsed, Malformed> {
     packet_at::<QUOTED>(frame, offset)
 }
 
 fn packet_at<const STRICT: bool>(frame: &[u8], offset: usize) -> Result<Parsed, Malformed> {
     let first = frame.get(offset).ok_or(Malformed::TruncatedFrame)?;
-    let ip_offset = u16::try_from(offset).map_err(|_| Malformed::TruncatedFrame)?;
-    let link = Link { ip_offset, vlan: None, destination: MacAddress::default() };
+    if offset > MAX_INNER_OFFSET {
+        return Err(Malformed::TruncatedFrame);
+    }
+    let link = Link { ip_offset: offset, vlan: None };
     match first >> 4 {
         4 => ipv4::parse::<STRICT>(frame, link),
         6 => ipv6::parse::<STRICT>(frame, link),

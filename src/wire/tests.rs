@@ -290,6 +290,9 @@ fn inner_and_quoted_packets_are_read_at_their_offset() {
     assert_eq!(parse_quoted(&outer[..offset + 19], offset), Err(Malformed::TruncatedFrame));
     let inner = v6().packet();
     assert_eq!(parse_quoted(&inner[..48], 0).unwrap().source_port, 1234);
+    let far = vec![0x45; MAX_INNER_OFFSET + 100];
+    assert_eq!(parse_inner(&far, MAX_INNER_OFFSET + 1), Err(Malformed::TruncatedFrame));
+    assert_eq!(parse_inner(&far, MAX_INNER_OFFSET), Err(Malformed::BadIpv4Checksum));
     for (bytes, offset) in [(&[0x35; 40][..], 0), (&[], 0), (&[0x45], 1), (&[0x45], usize::MAX)] {
         assert_eq!(parse_inner(bytes, offset), Err(Malformed::TruncatedFrame));
     }
