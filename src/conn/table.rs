@@ -330,6 +330,43 @@ impl<F: FlowFamily> Table<F> {
         guard.remove(id, slots, view, epochs)
     }
 
+    /// Whether so few records are left that something should give way: less than one in 32.
+    #[inline]
+    pub fn is_nearly_full(&self) -> bool {
+        self.alive() >= u64::from(self.capacity - self.capacity / 32)
+    }
+
+    /// Makes room: looks at a few records, from a place that `random` picks, and ends those that `may_go` gives up, at
+    /// most two. Says how many. Bounded work; takes no lock but that of the record's own bucket, so the caller must
+    /// hold none.
+    pub fn evict(
+        &self,
+        random: u64,
+        slots: &ServerSlots,
+        view: &mut WorkerView,
+        epochs: &Epochs,
+        may_go: impl Fn(Lifecycle, Connection<'_, F>) -> bool,
+    ) -> usize {
+        const SAMPLE: u32 = 16;
+        const MOST: usize = 2;
+        let start = ((u128::from(random) * u128::from(self.capacity)) >> 64) as u32;
+        let mut ended = 0;
+        for step in 0..SAMPLE {
+            let index = (u64::from(start) + u64::from(step)) % u64::from(self.capacity);
+            let record = self.record(index as u32);
+            let lifecycle = record.lifecycle();
+            if !lifecycle.is_alive() || !may_go(lifecycle, record) {
+                continue;
+            }
+            let id = ConnectionId { index: index as u32, generation: lifecycle.generation };
+            ended += usize::from(self.remove(id, slots, view, epochs));
+            if ended == MOST {
+                break;
+            }
+        }
+        ended
+    }
+
     /// Visits the records from `start` on, at most `count` of them, and calls `visit` with those alive and
     /// before their deadline. Says where to go on, `None` at the end. Takes no lock and holds nothing up.
     pub fn visit(

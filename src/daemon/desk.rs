@@ -19,10 +19,14 @@ use crate::director::{Network, PortLink, Shared};
 use crate::forward::{NextHop, NextHopError};
 use crate::io::steering::{Steering, SteeringKey};
 use crate::net::{Mirror, NetworkState};
+use crate::types::{Duration, Instant};
 use crate::worker::clock;
 
 /// How long a command waits for the kernel to say where new real servers are; their frames wait after that.
 const SETTLE: StdDuration = StdDuration::from_secs(1);
+
+/// How long the keys that a dead director left go on counting beside those of the services configured since.
+const ADOPTION: Duration = Duration::from_secs(60);
 
 /// Everything that answers commands.
 pub(super) struct Desk {
@@ -37,9 +41,9 @@ struct Inner {
     steering: Option<Steering>,
     wanted: BTreeSet<IpAddr>,
     steered: BTreeSet<SteeringKey>,
-    /// A director that died left keys, and nobody has said yet what there is to balance: its clients' frames go on
-    /// being kept from the host.
-    keeps_adopted: bool,
+    /// A director that died left keys: until then, and as long as nobody has said what there is to balance, its
+    /// clients' frames go on being kept from the host. A script adds its services one by one.
+    adopted_until: Option<Instant>,
     /// The network as the log has it.
     told: Arc<NetworkState>,
 }
@@ -58,7 +62,7 @@ impl Desk {
             steering: Some(steering),
             wanted: BTreeSet::new(),
             steered: BTreeSet::new(),
-            keeps_adopted: adopted,
+            adopted_until: adopted.then(|| clock() + ADOPTION),
             told: Arc::default(),
         };
         Self { inner: Mutex::new(inner), shared, mirror, sources }
@@ -99,16 +103,17 @@ impl Desk {
             .into_iter()
             .map(|(protocol, address, port)| SteeringKey::Transport { address, protocol, port })
             .collect();
-        if inner.keeps_adopted && keys.is_empty() {
-            return Ok(());
-        }
-        if !inner.keeps_adopted && keys == inner.steered {
+        let adopts = inner.adopted_until.is_some_and(|until| clock() < until || keys.is_empty());
+        if keys == inner.steered && (adopts || inner.adopted_until.is_none()) {
             return Ok(());
         }
         if let Some(steering) = &mut inner.steering {
-            steering.set_keys(&keys).map_err(|error| ControlError::Refused(error.to_string()))?;
+            let result = if adopts { steering.add_keys(&keys) } else { steering.set_keys(&keys) };
+            result.map_err(|error| ControlError::Refused(error.to_string()))?;
         }
-        inner.keeps_adopted = false;
+        if !adopts {
+            inner.adopted_until = None;
+        }
         inner.steered = keys;
         Ok(())
     }
@@ -128,7 +133,9 @@ impl Desk {
     /// Lets time pass for the state.
     pub(super) fn tick(&self) {
         let mut inner = self.inner.lock();
-        if inner.state.tick(clock())
+        let adoption_ends =
+            inner.adopted_until.is_some_and(|until| clock() >= until) && !inner.steered.is_empty();
+        if (inner.state.tick(clock()) | adoption_ends)
             && let Err(error) = self.commit(&mut inner)
         {
             tracing::error!(%error, "cannot update what is steered here");

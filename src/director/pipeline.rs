@@ -369,6 +369,9 @@ impl Pass<'_> {
     ) -> Decision {
         let shared = self.shared;
         let table = F::table(shared);
+        if table.is_nearly_full() {
+            self.make_room::<F>(hash);
+        }
         let mut chooser = service.chooser.lock();
         let bucket = table.lock(hash);
         if let Some(index) = bucket.find(key, self.now) {
@@ -393,6 +396,20 @@ impl Pass<'_> {
         traffic.service(service.id).connection();
         self.count(server.id, packet);
         Decision::Forward(server.id, server.method)
+    }
+
+    /// Ends some connections that never came to anything, so that a flood of SYNs pushes out its own kind before those
+    /// that somebody uses.
+    #[cold]
+    fn make_room<F: Handled>(&mut self, random: u64) {
+        let Shared { slots, epochs, .. } = self.shared;
+        let half_open = |lifecycle: Lifecycle, record: Connection<'_, F>| {
+            let (_, _, protocol) = record.ports();
+            protocol == Protocol::Tcp.number()
+                && matches!(lifecycle.state, State::SYN_RECV | State::SYNACK | State::CLOSE)
+        };
+        let view = &mut F::local(self.locals).view;
+        F::table(self.shared).evict(random, slots, view, epochs, half_open);
     }
 
     /// The connection that another worker made since the look-up.

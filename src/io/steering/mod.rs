@@ -171,6 +171,14 @@ impl Steering {
         self.keys.replace(keys)
     }
 
+    /// Makes these keys count as well as those that do.
+    ///
+    /// # Errors
+    /// Too many keys (nothing changed), or the kernel's own, after which some of the keys are added.
+    pub fn add_keys(&mut self, keys: &BTreeSet<SteeringKey>) -> Result<(), SteeringError> {
+        self.keys.extend(keys)
+    }
+
     /// Gives an interface's frames of one receive queue to an AF_XDP socket, which has an RX ring and is bound to
     /// that queue. Closing the socket takes it back.
     ///

@@ -50,6 +50,16 @@ impl KeyTable {
         self.remove_all_but(&wanted)
     }
 
+    /// Adds the entries of these keys to what the map holds.
+    pub(super) fn extend(&mut self, keys: &BTreeSet<SteeringKey>) -> Result<(), SteeringError> {
+        let wanted = key::entries(keys);
+        let together = self.entries.union(&wanted).count();
+        if together > MAP_CAPACITY as usize {
+            return Err(SteeringError::TooManyKeys { entries: together });
+        }
+        Ok(self.add(&wanted)?)
+    }
+
     /// Adds what is in `other`, a map of a director before this one.
     /// Says false and adds nothing where its layout is another.
     pub(super) fn merge(&mut self, other: &Map) -> Result<bool, SteeringError> {
