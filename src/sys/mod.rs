@@ -4,6 +4,7 @@
 //! the same. Nothing here knows what a service or a connection is.
 #![allow(unsafe_code)]
 
+pub mod allocations;
 pub mod bpf;
 pub mod frames;
 pub mod interface;

@@ -1,0 +1,133 @@
+//! The packet path allocates nothing once the director is up.
+
+use uvs::director::{DropReason, Verdict};
+use uvs::sys::allocations::CountingAllocator;
+use uvs::types::Duration;
+use uvs::wire::build::Transport;
+use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
+
+use crate::director::{Bench, EMPTY, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
+
+const CLIENTS: u16 = 500;
+
+fn frames(clients: std::ops::Range<u16>, port: u16, flags: u8) -> Vec<Vec<u8>> {
+    clients
+        .flat_map(|client| [false, true].map(|ipv6| (client, ipv6)))
+        .map(|(client, ipv6)| packet(ipv6, client, Transport::tcp_with(1024 + client, port, flags)).frame())
+        .collect()
+}
+
+fn datagrams(clients: std::ops::Range<u16>, port: u16) -> Vec<Vec<u8>> {
+    clients
+        .flat_map(|client| [false, true].map(|ipv6| (client, ipv6)))
+        .map(|(client, ipv6)| packet(ipv6, client, Transport::udp(1024 + client, port)).frame())
+        .collect()
+}
+
+/// Runs the frames and says how often memory was asked for.
+fn allocations(bench: &mut Bench, frames: &[Vec<u8>]) -> u64 {
+    let (count, ()) = CountingAllocator::count(|| bench.run(frames, 64));
+    count
+}
+
+fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let mut kinds = Vec::new();
+    for (scheduler, port) in SCHEDULED {
+        kinds.push((scheduler, frames(0..CLIENTS, port, SYN)));
+    }
+    let port = SCHEDULED[0].1;
+    kinds.push(("datagrams", datagrams(0..CLIENTS, port)));
+    kinds.push(("established", frames(0..CLIENTS, port, ACK)));
+    kinds.push(("reset", frames(0..CLIENTS, port, RST)));
+    kinds.push(("new ones on old ports", frames(0..CLIENTS, port, SYN)));
+    kinds.push(("closing", frames(0..CLIENTS, port, FIN | ACK)));
+    kinds.push(("mid-connection, unknown", frames(CLIENTS..2 * CLIENTS, port, ACK)));
+    kinds.push(("no service", frames(0..CLIENTS, NO_SERVICE, SYN)));
+    kinds.push(("no server", frames(0..100, EMPTY, SYN)));
+    kinds.push(("no server, datagrams", datagrams(0..100, EMPTY)));
+    kinds.push(("unreachable", frames(0..100, UNREACHABLE, SYN)));
+    kinds.push(("held, and too many of them", frames(0..CLIENTS, UNRESOLVED, SYN)));
+    let mut torn = frames(0..100, port, ACK);
+    for (index, frame) in torn.iter_mut().enumerate() {
+        frame.truncate(index % frame.len());
+    }
+    kinds.push(("torn", torn));
+    let dying = |client| packet(client % 2 == 0, client, Transport::tcp_with(9, port, SYN)).ttl(1).frame();
+    kinds.push(("expired lifetime", (0..100).map(dying).collect()));
+    kinds
+}
+
+#[test]
+fn the_allocator_is_the_counting_one() {
+    assert_eq!(CountingAllocator::count(|| Vec::<u8>::with_capacity(10)).0, 1);
+}
+
+#[test]
+fn a_director_that_is_up_allocates_nothing() {
+    let mut bench = Bench::new(20_000);
+    // A thread's first use of locks and caches may allocate, once.
+    allocations(&mut bench, &[packet(false, 60_000, Transport::tcp_with(1, 80, SYN)).frame()]);
+    for (kind, frames) in all_of_it() {
+        let before = bench.director.frame_counts().received;
+        assert_eq!(allocations(&mut bench, &frames), 0, "{kind}");
+        assert_eq!(bench.director.frame_counts().received - before, frames.len() as u64, "{kind}");
+    }
+    let counts = bench.director.frame_counts();
+    assert!(counts.held > 0 && counts.transmitted > 0 && counts.to_host > 0, "{counts:?}");
+    // A verdict of each kind was among them.
+    assert!(counts.dropped.iter().filter(|count| **count > 0).count() >= 4, "{counts:?}");
+    assert!(counts.is_conserved(), "{counts:?}");
+}
+
+#[test]
+fn time_that_passes_allocates_nothing() {
+    let mut bench = Bench::new(20_000);
+    bench.run(&frames(0..CLIENTS, SCHEDULED[0].1, SYN), 64);
+    let (two, both) = (u64::from(CLIENTS), 2 * u64::from(CLIENTS));
+    assert_eq!(bench.director.shared().ipv4.alive() + bench.director.shared().ipv6.alive(), both);
+    bench.run(&frames(0..20, UNRESOLVED, SYN), 64);
+    assert!(bench.director.is_holding());
+    bench.resolve(true);
+    let (count, sent) = CountingAllocator::count(|| {
+        let mut sent = 0;
+        loop {
+            let done = bench.tick();
+            sent +=
+                bench.batch.entries().iter().filter(|e| matches!(e.verdict, Verdict::Transmit(_))).count();
+            bench.batch.clear(&mut bench.frames);
+            if done && !bench.director.is_holding() {
+                break sent;
+            }
+        }
+    });
+    assert_eq!((count, sent), (0, 40), "held frames that were released");
+    let (count, ()) = CountingAllocator::count(|| {
+        // SYN_RECV lasts a minute.
+        for _ in 0..1000 {
+            bench.now = bench.now + Duration::from_millis(100);
+            while !bench.tick() {}
+        }
+    });
+    let alive = bench.director.shared().ipv4.alive();
+    assert_eq!(count, 0, "the ends of {two} connections of each family");
+    assert_eq!(alive, 0);
+}
+
+#[test]
+fn a_full_table_allocates_nothing() {
+    let mut bench = Bench::new(100);
+    let port = SCHEDULED[0].1;
+    bench.run(&frames(0..1, port, SYN), 64);
+    let pairs: Vec<Vec<u8>> = (0..1000_u16)
+        .flat_map(|client| {
+            [frames(client..client + 1, port, SYN), frames(client..client + 1, port, ACK)].concat()
+        })
+        .collect();
+    assert_eq!(allocations(&mut bench, &pairs), 0);
+    let counts = bench.director.frame_counts();
+    assert!(counts.dropped_for(DropReason::ConnectionTableFull) > 0, "{counts:?}");
+    for alive in [bench.director.shared().ipv4.alive(), bench.director.shared().ipv6.alive()] {
+        assert!((50..=200).contains(&alive), "{alive} of 100 connections");
+    }
+    assert!(counts.is_conserved(), "{counts:?}");
+}

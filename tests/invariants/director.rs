@@ -1,0 +1,179 @@
+//! A director over both families and every scheduler, and the frames for it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use uvs::director::{
+    BATCH_SIZE, Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared, Verdict,
+};
+use uvs::forward::{NextHop, NextHopError};
+use uvs::scheduler;
+use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
+use uvs::sys::frames::FramePool;
+use uvs::types::{Duration, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey};
+use uvs::wire::build::{Build, Transport};
+
+pub(crate) const PORT: PortId = PortId(0);
+const MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
+const VIP: [u8; 4] = [192, 0, 2, 1];
+const VIP6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const SERVERS: u32 = 4;
+/// More than the frames that can be in a batch and held at the same time.
+const CHUNKS: u32 = 1024;
+
+/// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
+/// known, one whose servers cannot be reached, one without servers.
+pub(crate) const SCHEDULED: [(&str, u16); 4] = [("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83)];
+pub(crate) const UNRESOLVED: u16 = 90;
+pub(crate) const UNREACHABLE: u16 = 91;
+pub(crate) const EMPTY: u16 = 92;
+pub(crate) const NO_SERVICE: u16 = 99;
+
+pub(crate) struct Bench {
+    pub(crate) director: Director,
+    pub(crate) frames: FramePool,
+    pub(crate) batch: Batch,
+    pub(crate) now: Instant,
+    network: Network,
+    unresolved: Vec<ServerId>,
+}
+
+impl Bench {
+    pub(crate) fn new(connections: u32) -> Self {
+        let capacity = Capacity { connections, servers: 256, workers: 1 };
+        let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
+        let network = Network {
+            ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }],
+            local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
+            next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 256],
+        };
+        let mut bench = Self {
+            director: Director::new(shared, 0),
+            frames: FramePool::new(CHUNKS, 2048).unwrap(),
+            batch: Batch::new(),
+            now: Instant::ZERO + Duration::from_secs(1),
+            network,
+            unresolved: Vec::new(),
+        };
+        let mut configuration = Configuration::default();
+        let mut ids = 0..;
+        for address in [IpAddr::from(VIP), IpAddr::from(VIP6)] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let special = [("rr", UNRESOLVED), ("rr", UNREACHABLE), ("rr", EMPTY)];
+                for (scheduler, port) in SCHEDULED.into_iter().chain(special) {
+                    let key = ServiceKey::Address { protocol, address, port };
+                    let id = ServiceId(ids.next().unwrap());
+                    configuration.services.insert(Arc::new(bench.service(id, key, scheduler, port)));
+                }
+            }
+        }
+        bench.director.shared().configuration.store(Arc::new(configuration));
+        bench.publish();
+        bench
+    }
+
+    fn service(&mut self, id: ServiceId, key: ServiceKey, scheduler: &str, port: u16) -> Service {
+        let shared = Arc::clone(self.director.shared());
+        let mut chooser = Chooser::new(scheduler::create(scheduler, 0).unwrap());
+        let servers = if port == EMPTY { 0 } else { SERVERS };
+        for number in 0..servers {
+            let server = ServerId(id.0 * SERVERS + number);
+            let slot = shared.slots.get(server);
+            slot.assign(id);
+            slot.set_weight(1 + number);
+            slot.set_available(true);
+            match port {
+                UNRESOLVED => {
+                    self.unresolved.push(server);
+                    self.network.next_hops[server.index()] = NextHop::Resolving;
+                }
+                UNREACHABLE => {}
+                _ => self.network.next_hops[server.index()] = ready(number),
+            }
+            let address = IpAddr::from([10, 0, 2, 10 + number as u8]);
+            let method = ForwardingMethod::DirectRouting;
+            chooser.add(&shared.slots, RealServer { id: server, address, port, method });
+        }
+        Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }
+    }
+
+    fn publish(&self) {
+        self.director.shared().network.store(Arc::new(self.network.clone()));
+    }
+
+    /// The kernel answers, or forgets again, the link addresses that were asked for.
+    pub(crate) fn resolve(&mut self, resolved: bool) {
+        for server in &self.unresolved {
+            self.network.next_hops[server.index()] = if resolved { ready(0) } else { NextHop::Resolving };
+        }
+        self.publish();
+    }
+
+    /// Puts copies of the frames into the batch.
+    pub(crate) fn fill<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+        for bytes in frames {
+            let frame = self.frames.allocate_copy(bytes).expect("a free chunk");
+            self.batch.push(frame, PORT, Offload::default()).expect("room in the batch");
+        }
+    }
+
+    pub(crate) fn process(&mut self) {
+        self.director.process(&mut self.batch, &self.frames, self.now);
+    }
+
+    /// One visit; says whether that was all.
+    pub(crate) fn tick(&mut self) -> bool {
+        self.director.tick(&mut self.batch, &self.frames, self.now)
+    }
+
+    /// Verdicts, in order; the frames go back to the pool.
+    pub(crate) fn verdicts(&mut self) -> Vec<Verdict> {
+        let verdicts = self.batch.entries().iter().map(|entry| entry.verdict).collect();
+        self.batch.clear(&mut self.frames);
+        verdicts
+    }
+
+    /// Runs the frames in batches of `size` and ticks after each, without caring for the verdicts.
+    pub(crate) fn run(&mut self, frames: &[Vec<u8>], size: usize) {
+        assert!(size <= BATCH_SIZE);
+        for some in frames.chunks(size) {
+            self.fill(some.iter().map(Vec::as_slice));
+            self.process();
+            self.batch.clear(&mut self.frames);
+            while !self.tick() {
+                self.batch.clear(&mut self.frames);
+            }
+            self.batch.clear(&mut self.frames);
+        }
+    }
+
+    /// The pool's chunks that are neither free nor in the batch: the held ones.
+    pub(crate) fn chunks_away(&self) -> usize {
+        CHUNKS as usize - self.frames.available() - self.batch.len()
+    }
+}
+
+fn ready(number: u32) -> NextHop {
+    NextHop::Ready {
+        port: PORT,
+        source: MacAddress(MAC),
+        destination: MacAddress([2, 0, 0, 0, 2, number as u8]),
+        vlan: None,
+        mtu: 1500,
+    }
+}
+
+/// A packet of client `client` (of 2^16) to the virtual address of its family.
+pub(crate) fn packet(ipv6: bool, client: u16, transport: Transport) -> Build {
+    let [high, low] = client.to_be_bytes();
+    let build = if ipv6 {
+        let mut source = VIP6;
+        source[8] = 7;
+        source[14..].copy_from_slice(&[high, low]);
+        Build::ipv6(source, VIP6)
+    } else {
+        Build::ipv4([10, 9, high, low], VIP)
+    };
+    build.destination_mac(MAC).transport(transport)
+}
