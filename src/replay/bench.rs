@@ -25,8 +25,10 @@ const FRAMES: u32 = 512;
 /// When a bench begins.
 pub const BEGINNING: Instant = Instant::from_nanos(0);
 /// Secrets of the tables' hashes. Fixed: what a bench does is the same each time.
-const KEYS: [HashKey; 2] =
-    [HashKey::new([0x6265_6e63_6834_5f31, 0x7576_735f_6b65_7931]), HashKey::new([0x32, 0x7576_735f_6b65_7932])];
+const KEYS: [HashKey; 2] = [
+    HashKey::new([0x6265_6e63_6834_5f31, 0x7576_735f_6b65_7931]),
+    HashKey::new([0x32, 0x7576_735f_6b65_7932]),
+];
 
 /// A frame that the director has decided about.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,7 +66,10 @@ impl std::fmt::Display for Warning {
                 write!(f, "the service address {address} is no interface's: its packets are the host's")
             }
             Self::NoNeighbour(address) => {
-                write!(f, "the link address of the real server {address} is not known: its packets are dropped")
+                write!(
+                    f,
+                    "the link address of the real server {address} is not known: its packets are dropped"
+                )
             }
             Self::NoWay(address) => {
                 write!(f, "no way leads to the real server {address}: its packets are dropped")
@@ -224,7 +229,9 @@ impl Bench {
         let mut outputs = Vec::new();
         loop {
             let deadlines = [self.director.next_deadline(), Some(self.state.next_deadline())];
-            let Some(next) = deadlines.into_iter().flatten().min().filter(|next| *next <= time) else { break };
+            let Some(next) = deadlines.into_iter().flatten().min().filter(|next| *next <= time) else {
+                break;
+            };
             self.now = self.now.max(next);
             self.tick(&mut outputs);
         }

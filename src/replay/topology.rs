@@ -150,7 +150,10 @@ impl Topology {
 
     /// The port of the interface called `name`.
     pub fn port(&self, name: &str) -> Option<PortId> {
-        (0..).zip(&self.interfaces).find(|(_, interface)| interface.name == name).map(|(port, _)| PortId(port))
+        (0..)
+            .zip(&self.interfaces)
+            .find(|(_, interface)| interface.name == name)
+            .map(|(port, _)| PortId(port))
     }
 
     /// Whether `address` is the host's own.
@@ -188,11 +191,7 @@ impl Topology {
             next_hops[server.index()] = self.way(address);
         }
         let port = |interface: &Interface| PortLink { addresses: vec![interface.mac], mtu: MTU };
-        Network {
-            ports: self.interfaces.iter().map(port).collect(),
-            local: self.local.clone(),
-            next_hops,
-        }
+        Network { ports: self.interfaces.iter().map(port).collect(), local: self.local.clone(), next_hops }
     }
 }
 
