@@ -21,8 +21,8 @@
 //! # [`io`], [`net`] - the machine
 //! Ports: where frames come from and go to. Next hops: the kernel's routes and neighbours, mirrored.
 //!
-//! # [`lab`] - the program
-//! A whole cluster in network namespaces, to try the director on.
+//! # [`replay`], [`lab`] - the program
+//! The director over a capture, offline; a whole cluster in network namespaces, to try the director on.
 
 pub mod sys;
 pub mod types;
@@ -42,4 +42,5 @@ pub mod net;
 
 pub mod daemon;
 pub mod lab;
+pub mod replay;
 pub mod worker;

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use super::client::{Client, control_path, explain};
+use super::client::control_path;
 use super::command::{Command, ListOptions, ListWhat};
+use super::exchange::{Exchange, Remote};
 use super::grammar::{GrammarError, parse, rules};
 use super::help;
 use super::listing::{
@@ -45,7 +46,8 @@ pub fn invocation(argv0: &std::ffi::OsStr) -> Option<Invocation> {
 /// Runs the program: `args` with its own name first, as messages shall call it (for `uvs adm`, just that). Returns the
 /// exit status.
 pub fn adm(args: &[OsString], stdin: &mut dyn Read, stdout: &mut dyn Write, stderr: &mut dyn Write) -> i32 {
-    let mut program = Program { names: &SystemNames::new(), path: &control_path(), stdout, stderr };
+    let (names, path) = (SystemNames::new(), control_path());
+    let mut program = Program { names: &names, director: &mut Remote::new(&path), stdout, stderr };
     program.run(args, stdin)
 }
 
@@ -53,8 +55,8 @@ pub fn adm(args: &[OsString], stdin: &mut dyn Read, stdout: &mut dyn Write, stde
 pub struct Program<'a> {
     /// Names of hosts and ports.
     pub names: &'a dyn Names,
-    /// Where the director listens.
-    pub path: &'a Path,
+    /// The director.
+    pub director: &'a mut dyn Exchange,
     /// Where listings go.
     pub stdout: &'a mut dyn Write,
     /// Where messages go.
@@ -63,7 +65,7 @@ pub struct Program<'a> {
 
 impl std::fmt::Debug for Program<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Program").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Program").finish_non_exhaustive()
     }
 }
 
@@ -94,11 +96,13 @@ impl Program<'_> {
         };
         match command {
             Command::Restore => self.restore(&name, stdin, false),
-            command => self.one(&name, command),
+            command => self.execute(&name, None, command),
         }
     }
 
-    fn one(&mut self, name: &str, command: Command) -> i32 {
+    /// Does one command other than [`Command::Restore`], as if it had been read under this program's name. A message
+    /// about it names `place` first. Returns the exit status.
+    pub fn execute(&mut self, name: &str, place: Option<String>, command: Command) -> i32 {
         if let Some(text) = help::text(&command, name) {
             return i32::from(self.print(&text).is_err());
         }
@@ -106,7 +110,7 @@ impl Program<'_> {
             Ok(session) => session,
             Err(status) => return status,
         };
-        session.add(None, command);
+        session.add(place, command);
         session.finish()
     }
 
@@ -169,24 +173,31 @@ impl Program<'_> {
         }
     }
 
-    /// Writes a line for a person. Where nobody reads it, there is nobody to tell that either.
     fn tell(&mut self, line: &str) {
-        let _ = writeln!(self.stderr, "{line}");
+        tell(self.stderr, line);
     }
 
     fn print(&mut self, text: &str) -> io::Result<()> {
-        match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
-            // As of a pager that was left.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            outcome => outcome,
-        }
+        print(self.stdout, text)
+    }
+}
+
+/// Writes a line for a person. Where nobody reads it, there is nobody to tell that either.
+fn tell(stderr: &mut dyn Write, line: &str) {
+    let _ = writeln!(stderr, "{line}");
+}
+
+fn print(stdout: &mut dyn Write, text: &str) -> io::Result<()> {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // As of a pager that was left.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
     }
 }
 
 /// A conversation with a director: commands gather, and go out together.
 struct Session<'p, 'a> {
     program: &'p mut Program<'a>,
-    client: Client,
     /// Commands that have not been sent, each with what a message about it has to name first.
     waiting: Vec<(Option<String>, Command)>,
     /// About how long the request for them will be.
@@ -200,10 +211,9 @@ struct Session<'p, 'a> {
 
 impl<'p, 'a> Session<'p, 'a> {
     fn connect(program: &'p mut Program<'a>) -> Result<Self, i32> {
-        match Client::connect(program.path) {
-            Ok(client) => Ok(Self {
+        match program.director.connect() {
+            Ok(()) => Ok(Self {
                 program,
-                client,
                 waiting: Vec::new(),
                 length: 0,
                 output: String::new(),
@@ -211,7 +221,7 @@ impl<'p, 'a> Session<'p, 'a> {
                 broken: None,
             }),
             Err(error) => {
-                let _ = explain(&error, program.path, program.stderr);
+                let _ = program.director.explain(&error, program.stderr);
                 Err(2)
             }
         }
@@ -238,9 +248,10 @@ impl<'p, 'a> Session<'p, 'a> {
         let Request::Commands(commands) = &request else { return };
         let mut left = places.iter().zip(commands);
         let mut answer = None;
-        let Self { program, client, output, status, broken, .. } = self;
-        let names = program.names;
-        let outcome = client.call(&request, |response| {
+        let Self { program, output, status, broken, .. } = self;
+        let Program { names, director, stdout, stderr } = &mut **program;
+        let names = *names;
+        let outcome = director.call(&request, &mut |response| {
             let Some((place, command)) = answer.as_ref().map(|(now, _)| *now).or_else(|| left.next()) else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
@@ -248,11 +259,11 @@ impl<'p, 'a> Session<'p, 'a> {
                 &mut answer.get_or_insert_with(|| ((place, command), Printer::new(command, names))).1;
             if let Response::Failed(error) = &response {
                 // Listings before it come first on the screen, too.
-                program.print(&std::mem::take(output))?;
+                print(*stdout, &std::mem::take(output))?;
                 if let Some(place) = place {
-                    program.tell(place);
+                    tell(*stderr, place);
                 }
-                program.tell(&error.to_string());
+                tell(*stderr, &error.to_string());
                 *status = error.status(command);
             } else if matches!(response, Response::Done) {
                 *status = 0;
@@ -263,12 +274,12 @@ impl<'p, 'a> Session<'p, 'a> {
                 answer = None;
             }
             if output.len() > MAX_GATHERED {
-                program.print(&std::mem::take(output))?;
+                print(*stdout, &std::mem::take(output))?;
             }
             Ok(())
         });
         if let Err(error) = outcome {
-            let _ = explain(&error, program.path, program.stderr);
+            let _ = director.explain(&error, *stderr);
             *broken = Some(2);
         }
     }

@@ -10,6 +10,7 @@
 //! * [`state`] - what commands change
 //! * [`desk`] - requests answered from the state
 //! * [`server`], [`client`] - the two ends
+//! * [`exchange`] - where a program's requests go: to a socket, or to a director in the same process
 //! * [`adm`] - the program behind `uvs adm`, `ipvsadm`, `ipvsadm-save` and `ipvsadm-restore`
 
 pub mod adm;
@@ -17,6 +18,7 @@ pub mod client;
 pub mod command;
 pub mod desk;
 pub mod error;
+pub mod exchange;
 pub mod grammar;
 mod help;
 pub mod listing;

@@ -161,7 +161,8 @@ fn run(path: &Path, line: &str, input: &str) -> (i32, String, String) {
     let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let names = FixedNames::new(&[]);
-    let mut program = Program { names: &names, path, stdout: &mut stdout, stderr: &mut stderr };
+    let director = &mut Remote::new(path);
+    let mut program = Program { names: &names, director, stdout: &mut stdout, stderr: &mut stderr };
     let status = program.run(&args, &mut input.as_bytes());
     (status, String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
@@ -295,7 +296,8 @@ fn too_many_rules_change_nothing() {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let names = FixedNames::new(&[]);
     let path = bench.folder.join("control");
-    let mut program = Program { names: &names, path: &path, stdout: &mut stdout, stderr: &mut stderr };
+    let director = &mut Remote::new(&path);
+    let mut program = Program { names: &names, director, stdout: &mut stdout, stderr: &mut stderr };
     let mut endless = io::Read::chain(&b"-C\n"[..], io::repeat(b'\n'));
     assert_eq!(program.run(&["ipvsadm".into(), "-R".into()], &mut endless), 2);
     assert_eq!(bench.director.requests.load(Ordering::Relaxed), 0);

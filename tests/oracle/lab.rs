@@ -1,0 +1,163 @@
+//! The network that the recordings were made in, and as much of a shell as they use.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+
+use uvs::control::names::{Names, PortNames};
+use uvs::director::Capacity;
+use uvs::replay::{Bench, Interface, Neighbour, Output, Terminal, Topology};
+use uvs::types::{Duration, MacAddress, PortId, Prefix, Protocol};
+
+/// The clients' side.
+pub(crate) const CLIENTS: PortId = PortId(0);
+/// The real servers' side.
+pub(crate) const SERVERS: PortId = PortId(1);
+/// The router that all clients are behind.
+pub(crate) const ROUTER: MacAddress = MacAddress([2, 0, 0x0a, 0x58, 1, 1]);
+/// The director, as clients see it.
+pub(crate) const DIRECTOR: MacAddress = MacAddress([2, 0, 0x0a, 0x58, 1, 0xfe]);
+/// How long a step takes: the recordings' have no times, and took a few milliseconds each.
+const STEP: Duration = Duration::from_millis(5);
+
+/// Names of ports, and of no host.
+pub(crate) struct PlainNames(PortNames);
+
+impl Names for PlainNames {
+    fn address_of(&self, _: &str) -> Option<IpAddr> {
+        None
+    }
+    fn host_of(&self, _: IpAddr) -> Option<String> {
+        None
+    }
+    fn port_of(&self, service: &str, protocol: Protocol) -> Option<u16> {
+        self.0.port_of(service, protocol)
+    }
+    fn service_of(&self, port: u16, protocol: Protocol) -> Option<String> {
+        self.0.service_of(port, protocol).map(str::to_owned)
+    }
+}
+
+/// The link address of real server `number`, 1 to 5.
+pub(crate) fn server_mac(number: u8) -> MacAddress {
+    MacAddress([2, 0, 0x0a, 0x58, 2, 10 + number])
+}
+
+fn topology() -> Topology {
+    let network = |text: &str| text.parse::<Prefix>().unwrap();
+    let virtual_addresses = (100..=120).map(|last| Prefix::host([10, 88, 0, last].into()));
+    let interfaces = vec![
+        Interface {
+            name: "c".to_owned(),
+            addresses: std::iter::once(network("10.88.1.254/24")).chain(virtual_addresses).collect(),
+            mac: DIRECTOR,
+        },
+        Interface {
+            name: "s".to_owned(),
+            addresses: vec![network("10.88.2.254/24")],
+            mac: MacAddress([2, 0, 0x0a, 0x58, 2, 0xfe]),
+        },
+    ];
+    let router = IpAddr::from([10, 88, 1, 1]);
+    let mut neighbours = vec![Neighbour { address: router, mac: ROUTER, port: None }];
+    neighbours.extend((1..=5).map(|number| Neighbour {
+        address: [10, 88, 2, 10 + number].into(),
+        mac: server_mac(number),
+        port: None,
+    }));
+    Topology::new(interfaces, &neighbours, vec![router]).unwrap()
+}
+
+/// What a command line printed, and how it ended.
+#[derive(Default, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) status: i32,
+}
+
+/// The director in the recordings' network.
+pub(crate) struct Lab {
+    pub(crate) bench: Bench,
+    names: PlainNames,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let capacity = Capacity { connections: 12_288, servers: 256, workers: 1 };
+        let bench = Bench::new(topology(), capacity).unwrap();
+        Self { bench, names: PlainNames(PortNames::new("")) }
+    }
+
+    /// Gives the director a frame, and time for it.
+    pub(crate) fn send(&mut self, port: PortId, frame: &[u8]) -> Vec<Output> {
+        let now = self.bench.now();
+        let outputs = self.bench.feed(port, frame, now).unwrap();
+        assert_eq!(self.bench.advance(now + STEP), [], "nothing has to wait here");
+        assert!(self.bench.frame_counts().is_conserved());
+        outputs
+    }
+
+    pub(crate) fn sleep(&mut self, seconds: f64) {
+        let span = Duration::from_nanos((seconds * 1e9) as u64);
+        assert_eq!(self.bench.advance(self.bench.now() + span), [], "nothing has to wait here");
+    }
+
+    /// Runs `ipvsadm` with these words and input.
+    pub(crate) fn ipvsadm(&mut self, words: &str, mut input: &[u8]) -> Outcome {
+        let args: Vec<OsString> =
+            std::iter::once("ipvsadm").chain(words.split_whitespace()).map(OsString::from).collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let terminal = Terminal { names: &self.names, stdout: &mut stdout, stderr: &mut stderr };
+        let status = self.bench.run(&args, &mut input, terminal);
+        self.sleep(STEP.as_nanos() as f64 / 1e9);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Outcome { stdout: text(stdout), stderr: text(stderr), status }
+    }
+
+    /// Runs what the recordings have for a shell.
+    pub(crate) fn shell(&mut self, script: &str) -> Outcome {
+        let mut all = Outcome::default();
+        for line in script.split(['\n', ';']).map(str::trim).filter(|line| !line.is_empty()) {
+            let outcome = self.pipeline(line, all.status);
+            all.stdout.push_str(&outcome.stdout);
+            all.stderr.push_str(&outcome.stderr);
+            all.status = outcome.status;
+        }
+        all
+    }
+
+    fn pipeline(&mut self, line: &str, last: i32) -> Outcome {
+        let mut commands = line.split(" | ").map(str::trim);
+        let mut outcome = self.command(commands.next().unwrap_or_default(), last);
+        for filter in commands {
+            let mut lines: Vec<&str> = outcome.stdout.lines().collect();
+            match filter {
+                "tail -n +3" => drop(lines.drain(..lines.len().min(2))),
+                "sort" => lines.sort_unstable(),
+                other => panic!("'{other}' in '{line}': no such filter is known"),
+            }
+            outcome.stdout = lines.iter().map(|line| format!("{line}\n")).collect();
+            outcome.status = 0;
+        }
+        outcome
+    }
+
+    fn command(&mut self, line: &str, last: i32) -> Outcome {
+        let (program, words) = line.split_once(' ').unwrap_or((line, ""));
+        match program {
+            "ipvsadm" => return self.ipvsadm(words, b""),
+            "sleep" => self.sleep(words.parse().unwrap_or_else(|_| panic!("'{line}'"))),
+            "sysctl" => {
+                let setting = words.strip_prefix("-qw ").and_then(|setting| setting.split_once('='));
+                let (name, value) = setting.unwrap_or_else(|| panic!("'{line}': not as expected"));
+                assert!(name.starts_with("net.ipv4.vs."), "'{line}': not the director's");
+                self.bench.set(name, value).unwrap_or_else(|error| panic!("'{line}': {error}"));
+            }
+            "echo" if words == "$?" => {
+                return Outcome { stdout: format!("{last}\n"), ..Outcome::default() };
+            }
+            _ => panic!("'{line}': no such command is known"),
+        }
+        Outcome::default()
+    }
+}
