@@ -6,6 +6,7 @@
 //! reused while a worker may still look at it, and each worker's [`Wheel`] wakes it up when
 //! connections may have come to their end.
 
+mod bucket;
 mod epoch;
 mod key;
 mod pool;
@@ -14,9 +15,10 @@ mod state;
 mod table;
 mod timer;
 
+pub use bucket::BucketGuard;
 pub use epoch::{Epochs, MAX_WORKERS};
 pub use key::{FlowFamily, FlowKey, Ipv4, Ipv6};
 pub use record::{Connection, Flags, Lifecycle};
 pub use state::{Direction, State, StateTable, TcpEvent, Timeouts};
-pub use table::{BucketGuard, ConnectionId, Hint, NewConnection, Table, TableFull, WorkerView};
+pub use table::{ConnectionId, Hint, NewConnection, Table, TableFull, WorkerView};
 pub use timer::{TIMER_RESOLUTION, Wheel};

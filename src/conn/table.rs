@@ -15,6 +15,7 @@ use crate::sys::memory::atomic::{AtomicU64, Ordering};
 use crate::sys::memory::{Words, prefetch};
 use crate::types::{ForwardingMethod, HashKey, Instant};
 
+use super::bucket::BucketGuard;
 use super::epoch::Epochs;
 use super::key::{FlowFamily, FlowKey};
 use super::pool::{FreeStack, NONE, Pieces};
@@ -26,10 +27,12 @@ use super::timer::TimerPool;
 const BUCKET_WORDS: usize = 8;
 /// Free records that a worker keeps to itself, to meet the others on the shared list less often.
 const LOCAL_FREE: usize = 64;
-const LOCKED: u64 = 1;
+/// Set in word 0 of a bucket while somebody changes the bucket.
+pub(super) const LOCKED: u64 = 1;
 /// Where the overflow bucket's index + 1 begins in word 0.
-const OVERFLOW_SHIFT: u32 = 32;
-const TAG_SHIFT: u32 = 48;
+pub(super) const OVERFLOW_SHIFT: u32 = 32;
+/// Where the tag of an entry, and of a hash, begins.
+pub(super) const TAG_SHIFT: u32 = 48;
 
 /// Names one use of one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,15 +77,15 @@ pub struct TableFull;
 /// The connections of one address family, shared by all workers.
 #[derive(Debug)]
 pub struct Table<F: FlowFamily> {
-    key: HashKey,
+    pub(super) key: HashKey,
     buckets: Words,
     bucket_mask: u64,
-    overflow: Pieces,
+    pub(super) overflow: Pieces,
     records: Words,
     capacity: u32,
     free: FreeStack,
     fresh: AtomicU64,
-    alive: AtomicU64,
+    pub(super) alive: AtomicU64,
     pub(super) timers: TimerPool,
     family: PhantomData<F>,
 }
@@ -90,7 +93,7 @@ pub struct Table<F: FlowFamily> {
 /// What one worker keeps of a table: free records, and dead ones that others may still be looking at.
 #[derive(Debug)]
 pub struct WorkerView {
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     limbo_head: u32,
     limbo_tail: u32,
     limbo_length: u32,
@@ -161,13 +164,13 @@ impl<F: FlowFamily> Table<F> {
     }
 
     #[inline]
-    fn bucket(&self, hash: u64) -> &[AtomicU64] {
+    pub(super) fn bucket(&self, hash: u64) -> &[AtomicU64] {
         let start = self.bucket_start(hash);
         &self.buckets[start..start + BUCKET_WORDS]
     }
 
     #[inline]
-    fn overflow_of(&self, bucket: &[AtomicU64]) -> Option<&[AtomicU64]> {
+    pub(super) fn overflow_of(&self, bucket: &[AtomicU64]) -> Option<&[AtomicU64]> {
         let index = (bucket[0].load(Ordering::Acquire) >> OVERFLOW_SHIFT) as u32;
         index.checked_sub(1).map(|index| self.overflow.get(index))
     }
@@ -216,7 +219,7 @@ impl<F: FlowFamily> Table<F> {
         record.has_key(key) && record.lifecycle().is_alive() && record.deadline() > now
     }
 
-    fn search(&self, key: &FlowKey<F>, hash: u64, now: Instant) -> Option<u32> {
+    pub(super) fn search(&self, key: &FlowKey<F>, hash: u64, now: Instant) -> Option<u32> {
         let tag = hash >> TAG_SHIFT;
         let mut bucket = Some(self.bucket(hash));
         while let Some(words) = bucket {
@@ -239,7 +242,7 @@ impl<F: FlowFamily> Table<F> {
         let head = self.bucket(hash);
         loop {
             if head[0].fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0 {
-                return BucketGuard { table: self, hash };
+                return BucketGuard::new(self, hash);
             }
             while head[0].load(Ordering::Relaxed) & LOCKED != 0 {
                 spin_loop();
@@ -248,7 +251,7 @@ impl<F: FlowFamily> Table<F> {
     }
 
     /// Takes a record that nobody uses and nobody looks at.
-    fn allocate(&self, view: &mut WorkerView, epochs: &Epochs) -> Option<u32> {
+    pub(super) fn allocate(&self, view: &mut WorkerView, epochs: &Epochs) -> Option<u32> {
         if view.free.is_empty() {
             self.reclaim(view, epochs);
         }
@@ -295,7 +298,7 @@ impl<F: FlowFamily> Table<F> {
         }
     }
 
-    fn bury(&self, view: &mut WorkerView, epochs: &Epochs, index: u32) {
+    pub(super) fn bury(&self, view: &mut WorkerView, epochs: &Epochs, index: u32) {
         let stamp = epochs.stamp() & u64::from(u32::MAX);
         self.record(index).link().store(stamp << 32 | u64::from(NONE), Ordering::Relaxed);
         if view.limbo_head == NONE {
@@ -386,142 +389,6 @@ impl<F: FlowFamily> Table<F> {
             }
         }
         (end < used).then_some(end)
-    }
-}
-
-/// A locked bucket.
-#[derive(Debug)]
-pub struct BucketGuard<'a, F: FlowFamily> {
-    table: &'a Table<F>,
-    hash: u64,
-}
-
-impl<F: FlowFamily> BucketGuard<'_, F> {
-    /// The flow's connection, if it is alive and before its deadline. Under the lock a miss is final.
-    pub fn find(&self, key: &FlowKey<F>, now: Instant) -> Option<u32> {
-        self.table.search(key, self.hash, now)
-    }
-
-    /// The flow's connection past its deadline, which must go before another takes its place.
-    pub fn find_expired(&self, key: &FlowKey<F>) -> Option<ConnectionId> {
-        let index = self.table.search(key, self.hash, Instant::ZERO)?;
-        let generation = self.table.record(index).lifecycle().generation;
-        Some(ConnectionId { index, generation })
-    }
-
-    /// Makes a connection: writes a record, then publishes it. The caller has made sure that there is none for
-    /// this flow, and files its timer.
-    ///
-    /// # Errors
-    /// Nothing is changed where the table is full.
-    pub fn insert(
-        &self,
-        key: &FlowKey<F>,
-        new: NewConnection,
-        slots: &ServerSlots,
-        view: &mut WorkerView,
-        epochs: &Epochs,
-    ) -> Result<u32, TableFull> {
-        let index = self.table.allocate(view, epochs).ok_or(TableFull)?;
-        let record = self.table.record(index);
-        let generation = record.lifecycle().generation;
-        record.set_key(key);
-        record.set_target(new.server, new.port, new.method);
-        record.set_deadline(new.deadline);
-        record.set_lifecycle(Lifecycle { generation, flags: new.flags.with(Flags::ALIVE), state: new.state });
-        let entry = (self.hash >> TAG_SHIFT) << TAG_SHIFT | u64::from(index + 1);
-        if !self.add_entry(entry) {
-            record.set_lifecycle(Lifecycle { generation, flags: Flags::default(), state: State::NONE });
-            view.free.push(index);
-            return Err(TableFull);
-        }
-        self.table.alive.fetch_add(1, Ordering::Relaxed);
-        slots.get(new.server).connection_added();
-        if !new.flags.contains(Flags::INACTIVE) {
-            slots.get(new.server).connection_moved(true);
-        }
-        Ok(index)
-    }
-
-    /// Ends a connection of this bucket; says false where it had ended already.
-    pub fn remove(
-        &self,
-        id: ConnectionId,
-        slots: &ServerSlots,
-        view: &mut WorkerView,
-        epochs: &Epochs,
-    ) -> bool {
-        let record = self.table.record(id.index);
-        let server = record.server();
-        let last = loop {
-            let old = record.lifecycle();
-            if old.generation != id.generation || !old.is_alive() {
-                return false;
-            }
-            let generation = id.generation.wrapping_add(1);
-            if record.exchange(old, Lifecycle { generation, flags: Flags::default(), state: State::NONE }) {
-                break old;
-            }
-        };
-        self.remove_entry(id.index + 1);
-        slots.get(server).connection_removed(last.is_active());
-        self.table.alive.fetch_sub(1, Ordering::Relaxed);
-        self.table.bury(view, epochs, id.index);
-        true
-    }
-
-    fn add_entry(&self, entry: u64) -> bool {
-        let mut bucket = self.table.bucket(self.hash);
-        loop {
-            if let Some(free) = bucket[1..].iter().find(|word| word.load(Ordering::Relaxed) == 0) {
-                free.store(entry, Ordering::Release);
-                return true;
-            }
-            match self.table.overflow_of(bucket) {
-                Some(next) => bucket = next,
-                None => break,
-            }
-        }
-        let Some(index) = self.table.overflow.allocate() else { return false };
-        self.table.overflow.get(index)[1].store(entry, Ordering::Relaxed);
-        // Published with its entry in place; the lock bit of a head stays as it is.
-        bucket[0].fetch_or(u64::from(index + 1) << OVERFLOW_SHIFT, Ordering::Release);
-        true
-    }
-
-    /// Empties the entry of a record, moving the chain's last entry into its place.
-    fn remove_entry(&self, index: u32) {
-        let mut previous: Option<&[AtomicU64]> = None;
-        let mut bucket = self.table.bucket(self.hash);
-        let mut hole: Option<&AtomicU64> = None;
-        loop {
-            if hole.is_none() {
-                hole = bucket[1..].iter().find(|word| word.load(Ordering::Relaxed) as u32 == index);
-            }
-            match self.table.overflow_of(bucket) {
-                Some(next) => {
-                    previous = Some(bucket);
-                    bucket = next;
-                }
-                None => break,
-            }
-        }
-        let Some(hole) = hole else { return };
-        let Some(last) = bucket[1..].iter().rfind(|word| word.load(Ordering::Relaxed) != 0) else { return };
-        hole.store(last.load(Ordering::Relaxed), Ordering::Release);
-        last.store(0, Ordering::Release);
-        let emptied = bucket[1..].iter().all(|word| word.load(Ordering::Relaxed) == 0);
-        if let (true, Some(previous)) = (emptied, previous) {
-            let link = previous[0].load(Ordering::Relaxed);
-            previous[0].fetch_and(u64::from(u32::MAX), Ordering::Release);
-            self.table.overflow.free((link >> OVERFLOW_SHIFT) as u32 - 1);
-        }
-    }
-}
-
-impl<F: FlowFamily> Drop for BucketGuard<'_, F> {
-    fn drop(&mut self) {
-        self.table.bucket(self.hash)[0].fetch_and(!LOCKED, Ordering::Release);
     }
 }
 

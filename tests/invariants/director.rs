@@ -46,6 +46,7 @@ impl Bench {
         let network = Network {
             ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
+            local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 256],
         };
         let mut bench = Self {
