@@ -11,6 +11,7 @@ mod epoch;
 mod key;
 mod pool;
 mod record;
+pub mod sctp;
 mod state;
 mod table;
 mod timer;

@@ -3,6 +3,7 @@
 //! The numbers are the kernel's, which other directors exchange. Source: `ip_vs_proto_tcp.c`,
 //! `ip_vs_proto_udp.c`.
 
+use super::sctp;
 use crate::types::{Duration, Protocol};
 use crate::wire::transport::tcp_flags;
 
@@ -60,13 +61,22 @@ impl State {
         match Protocol::from_number(protocol) {
             Some(Protocol::Tcp) => TCP_NAMES.get(usize::from(self.0)).copied().unwrap_or("ERR!"),
             Some(Protocol::Udp) => "UDP",
-            _ => "NONE",
+            Some(Protocol::Sctp) => sctp::NAMES.get(usize::from(self.0)).copied().unwrap_or("ERR!"),
+            None => "NONE",
         }
     }
 
-    /// Whether a TCP connection in this state counts as active (`tcp_state_active_table`).
-    pub const fn is_active_tcp(self) -> bool {
-        matches!(self, Self::ESTABLISHED | Self::SYN_SENT | Self::SYN_RECV | Self::SYNACK)
+    /// Whether a connection in this state counts as active: TCP from its first SYN to its first FIN
+    /// (`tcp_state_active_table`), SCTP while established, UDP never.
+    #[inline]
+    pub const fn is_active(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => {
+                matches!(self, Self::ESTABLISHED | Self::SYN_SENT | Self::SYN_RECV | Self::SYNACK)
+            }
+            Protocol::Sctp => matches!(self, Self::SCTP_ESTABLISHED),
+            Protocol::Udp => false,
+        }
     }
 }
 
@@ -174,8 +184,8 @@ pub struct Timeouts {
     pub tcp: [Duration; TCP_STATES],
     /// UDP.
     pub udp: Duration,
-    /// SCTP, and anything else.
-    pub other: Duration,
+    /// By SCTP state.
+    pub sctp: [Duration; 14],
 }
 
 impl Default for Timeouts {
@@ -185,7 +195,7 @@ impl Default for Timeouts {
         Self {
             tcp: seconds.map(Duration::from_secs),
             udp: Duration::from_secs(5 * 60),
-            other: Duration::from_secs(61),
+            sctp: sctp::timeouts(),
         }
     }
 }
@@ -199,7 +209,7 @@ impl Timeouts {
         match protocol {
             TCP => self.tcp.get(usize::from(state.0)).copied().unwrap_or(self.tcp[0]),
             UDP => self.udp,
-            _ => self.other,
+            _ => self.sctp.get(usize::from(state.0)).copied().unwrap_or(self.sctp[0]),
         }
     }
 }

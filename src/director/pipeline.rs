@@ -6,7 +6,7 @@
 
 use crate::conn::{
     BucketGuard, Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6,
-    Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView,
+    Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
 use crate::scheduler::Flow;
 use crate::service::{RealServer, ServerId, Service};
@@ -258,12 +258,12 @@ impl Pass<'_> {
     /// Whether a SYN on this connection's ports begins another one (`is_new_conn_expected`).
     fn is_reused(&self, protocol: Protocol, lifecycle: Lifecycle) -> bool {
         let mode = self.configuration.settings.conn_reuse_mode;
-        if mode == 0 || protocol != Protocol::Tcp {
+        if mode == 0 {
             return false;
         }
-        match lifecycle.state {
-            State::TIME_WAIT | State::CLOSE => true,
-            State::FIN_WAIT => mode & 2 != 0 && lifecycle.flags.contains(Flags::NO_OUTPUT),
+        match (protocol, lifecycle.state) {
+            (Protocol::Tcp, State::TIME_WAIT | State::CLOSE) | (Protocol::Sctp, State::SCTP_CLOSED) => true,
+            (Protocol::Tcp, State::FIN_WAIT) => mode & 2 != 0 && lifecycle.flags.contains(Flags::NO_OUTPUT),
             _ => false,
         }
     }
@@ -291,7 +291,7 @@ impl Pass<'_> {
             if state == lifecycle.state {
                 break;
             }
-            let active = protocol == Protocol::Tcp && state.is_active_tcp();
+            let active = state.is_active(protocol);
             let flags = if active {
                 lifecycle.flags.without(Flags::INACTIVE)
             } else {
@@ -443,7 +443,7 @@ impl Pass<'_> {
         }
         let fresh = Lifecycle { generation: 0, flags, state: State::NONE };
         let state = next_state(protocol, fresh, packet);
-        if protocol == Protocol::Tcp && state.is_active_tcp() {
+        if state.is_active(protocol) {
             flags = flags.without(Flags::INACTIVE);
         }
         let deadline = self.now + self.configuration.settings.timeouts.of(packet.protocol, state);
@@ -478,16 +478,13 @@ fn opens(packet: &Parsed, protocol: Protocol) -> bool {
 /// The state after a packet from the client.
 #[inline]
 fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed) -> State {
+    let replies_seen = !lifecycle.flags.contains(Flags::NO_OUTPUT);
+    let direction = if replies_seen { Direction::Input } else { Direction::InputOnly };
     match protocol {
-        Protocol::Tcp => {
-            let direction = if lifecycle.flags.contains(Flags::NO_OUTPUT) {
-                Direction::InputOnly
-            } else {
-                Direction::Input
-            };
-            StateTable::NORMAL.next(lifecycle.state, direction, TcpEvent::of(packet.tcp_flags))
-        }
+        Protocol::Tcp => StateTable::NORMAL.next(lifecycle.state, direction, TcpEvent::of(packet.tcp_flags)),
         Protocol::Udp => State::UDP,
-        Protocol::Sctp => State::NONE,
+        Protocol::Sctp => {
+            sctp::next(lifecycle.state, direction, packet.sctp_chunk, packet.sctp_abort_follows)
+        }
     }
 }
