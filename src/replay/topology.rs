@@ -191,7 +191,12 @@ impl Topology {
             next_hops[server.index()] = self.way(address);
         }
         let port = |interface: &Interface| PortLink { addresses: vec![interface.mac], mtu: MTU };
-        Network { ports: self.interfaces.iter().map(port).collect(), local: self.local.clone(), next_hops }
+        Network {
+            ports: self.interfaces.iter().map(port).collect(),
+            local: self.local.clone(),
+            local_networks: Vec::new(),
+            next_hops,
+        }
     }
 }
 
