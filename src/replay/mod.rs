@@ -58,7 +58,7 @@ pub enum ReplayError {
         /// The file.
         path: PathBuf,
         /// What is wrong with the line.
-        bad: BadLine,
+        bad: Box<BadLine>,
     },
     /// A listing that is none.
     #[error("--show '{0}': {1}")]

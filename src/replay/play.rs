@@ -289,7 +289,7 @@ fn read_rules(path: &Path, names: &dyn Names) -> Result<Vec<Line>, ReplayError> 
         return Err(failed(std::io::Error::other(format!("longer than {} MiB", MAX_RULES >> 20))));
     }
     script::read(&String::from_utf8_lossy(&bytes), names)
-        .map_err(|bad| ReplayError::Line { path: path.to_owned(), bad })
+        .map_err(|bad| ReplayError::Line { path: path.to_owned(), bad: Box::new(bad) })
 }
 
 fn listing(text: &str, names: &dyn Names) -> Result<(String, Command), ReplayError> {
