@@ -11,6 +11,7 @@ use uvs::control::{adm, client};
 use uvs::daemon::{self, RunOptions};
 use uvs::io::steering;
 use uvs::lab::{self, LabOptions};
+use uvs::replay;
 
 /// Userspace Virtual Server: an LVS director without the kernel's IPVS.
 #[derive(Debug, Parser)]
@@ -50,6 +51,8 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Run the director over captures, offline: what would it have done?
+    Replay(replay::Options),
     /// Try the director on a whole cluster, made of network namespaces on this machine
     Lab(LabOptions),
     /// Clean up after a director that was killed: its clients' frames reach the host again
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Subcommands::Set { name, value } => client::set(&name, &value, &mut stdout, &mut stderr),
         Subcommands::Get { name } => client::get(name.as_deref(), &mut stdout, &mut stderr),
         Subcommands::Stats { json } => client::stats(json, &mut stdout, &mut stderr),
+        Subcommands::Replay(options) => replay::run(&options, &mut stdout, &mut stderr),
         Subcommands::Lab(options) => {
             drop((stdout, stderr));
             return lab::main(&options);

@@ -7,7 +7,7 @@ mod hash;
 mod key;
 mod time;
 
-pub use address::{Family, MacAddress, PortId, Prefix, VlanTag};
+pub use address::{BadMacAddress, BadPrefix, Family, MacAddress, PortId, Prefix, VlanTag};
 pub use hash::HashKey;
 pub use key::{ForwardingMethod, Protocol, ServiceKey};
 pub use time::{Duration, Instant};
