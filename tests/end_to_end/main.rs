@@ -1,0 +1,7 @@
+//! The whole program, in network namespaces, with real clients and real servers.
+
+mod load;
+mod notes;
+
+#[path = "../support/mod.rs"]
+mod support;
