@@ -12,15 +12,19 @@ use uvs::wire::checksum::Sum;
 /// How long one request may take: two lost SYNs long, on a machine that has other work, too.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Connects from one of the host's addresses.
+/// Connects from an address of the host's; from any port, where that is 0.
 ///
 /// # Errors
 /// The kernel's own; timed out after `timeout`.
-pub(crate) fn connect_from(source: Ipv4Addr, to: SocketAddrV4, timeout: Duration) -> io::Result<TcpStream> {
+pub(crate) fn connect_from(
+    source: SocketAddrV4,
+    to: SocketAddrV4,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(timeout))?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+    rustix::net::bind(&socket, &source)?;
     rustix::net::connect(&socket, &to)?;
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
@@ -38,7 +42,7 @@ impl Client {
     ///
     /// # Errors
     /// As of [`connect_from`].
-    pub(crate) fn connect(source: Ipv4Addr, to: SocketAddrV4, timeout: Duration) -> io::Result<Self> {
+    pub(crate) fn connect(source: SocketAddrV4, to: SocketAddrV4, timeout: Duration) -> io::Result<Self> {
         connect_from(source, to, timeout).map(|stream| Self { stream: BufReader::new(stream) })
     }
 
@@ -110,6 +114,9 @@ pub(crate) struct Load {
     pub(crate) to: SocketAddrV4,
     /// From each source address.
     pub(crate) requests: u64,
+    /// The port of the first connection from each source; the others count up from there, so that none is used
+    /// twice. 0 for any.
+    pub(crate) first_port: u16,
     /// Of each connection.
     pub(crate) requests_per_connection: u64,
     pub(crate) timeout: Duration,
@@ -134,6 +141,7 @@ impl Load {
     fn run_one(&self, source: Ipv4Addr, stop: &AtomicBool) -> Outcome {
         let mut outcome = Outcome::default();
         let mut left = self.requests;
+        let mut source = SocketAddrV4::new(source, self.first_port);
         while left > 0 && !stop.load(Ordering::Relaxed) {
             let here = left.min(self.requests_per_connection);
             left -= here;
@@ -146,6 +154,9 @@ impl Load {
                     }
                 }
                 Err(error) => outcome.errors.push(format!("connect: {error}")),
+            }
+            if self.first_port > 0 {
+                source.set_port(source.port() + 1);
             }
         }
         outcome
