@@ -1,0 +1,8 @@
+//! The whole program, in network namespaces, with real clients and real servers.
+
+mod load;
+mod notes;
+mod restart;
+
+#[path = "../support/mod.rs"]
+mod support;
