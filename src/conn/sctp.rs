@@ -64,7 +64,6 @@ pub fn next(state: State, direction: Direction, chunk: u8, abort_follows: bool) 
     row.get(usize::from(state.0)).map_or(State::SCTP_CLOSED, |&next| State(next))
 }
 
-const NO: u8 = 0;
 const I1: u8 = 1;
 const IN: u8 = 2;
 const CS: u8 = 3;
@@ -125,6 +124,7 @@ const TABLE: [[[u8; STATES]; EVENTS]; 3] = [
 mod tests {
     use super::*;
 
+    const NO: u8 = 0;
     const INIT: u8 = 1;
     const ABORT: u8 = 6;
     const SHUTDOWN: u8 = 7;
