@@ -1,7 +1,7 @@
 //! The `uvs` program: one binary, many commands; also `ipvsadm` and its kin, when started under their names.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -109,7 +109,8 @@ fn run_adm(args: &[OsString]) -> ExitCode {
 fn run(options: &RunOptions) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("UVS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

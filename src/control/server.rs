@@ -97,6 +97,12 @@ impl ControlServer {
         Ok(Self { listener, path: path.to_owned(), lock, request_time: REQUEST_TIME })
     }
 
+    /// Gives the socket up, unserved.
+    pub fn discard(self) {
+        // Whatever keeps it from being removed, the next director replaces it.
+        let _ = fs::remove_file(&self.path);
+    }
+
     /// Serves it in threads of its own, until the answer is dropped.
     ///
     /// # Errors

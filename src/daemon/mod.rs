@@ -91,19 +91,20 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let termination = Termination::catch()?;
     let control = options.control.clone().unwrap_or_else(control_path);
     let server = ControlServer::bind(&control).map_err(RunError::Control)?;
-    let interfaces =
-        options.interfaces.iter().zip(0..).map(|(name, id)| (PortId(id), name.clone())).collect();
-    let mirror = Mirror::start(interfaces)?;
-    let workers = usize::from(options.workers);
-    let capacity = Capacity { connections: options.connections, servers: MAX_REAL_SERVERS, workers };
-    let keys = [HashKey::new(random_words()?), HashKey::new(random_words()?)];
-    let shared = Shared::new(capacity, keys)?;
-    let mut state = State::new(Arc::clone(&shared), clock());
-    if let Some(path) = &options.rules {
-        load_rules(&mut state, path)?;
-    }
-    let running = start(options, state, &shared, mirror)?;
-    let served = server.serve(Arc::clone(&running.desk) as Arc<_>).map_err(RunError::Control)?;
+    let running = match prepare(options) {
+        Ok(running) => running,
+        Err(error) => {
+            server.discard();
+            return Err(error);
+        }
+    };
+    let served = match server.serve(Arc::clone(&running.desk) as Arc<_>) {
+        Ok(served) => served,
+        Err(error) => {
+            let _ = running.stop();
+            return Err(RunError::Control(error));
+        }
+    };
     tracing::info!(control = %control.display(), "ready");
     let changed = running.desk.mirror().changed();
     while !termination.requested() {
@@ -119,6 +120,22 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     tracing::info!("stopping");
     drop(served);
     running.stop()
+}
+
+/// Everything but the control socket.
+fn prepare(options: &RunOptions) -> Result<Running, RunError> {
+    let interfaces =
+        options.interfaces.iter().zip(0..).map(|(name, id)| (PortId(id), name.clone())).collect();
+    let mirror = Mirror::start(interfaces)?;
+    let workers = usize::from(options.workers);
+    let capacity = Capacity { connections: options.connections, servers: MAX_REAL_SERVERS, workers };
+    let keys = [HashKey::new(random_words()?), HashKey::new(random_words()?)];
+    let shared = Shared::new(capacity, keys)?;
+    let mut state = State::new(Arc::clone(&shared), clock());
+    if let Some(path) = &options.rules {
+        load_rules(&mut state, path)?;
+    }
+    start(options, state, &shared, mirror)
 }
 
 fn first_repeated(names: &[String]) -> Option<&str> {
