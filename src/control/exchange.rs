@@ -143,3 +143,54 @@ impl ReplySink for Taker<'_> {
         (self.0)(response)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::director::{Capacity, Shared};
+    use crate::types::HashKey;
+
+    #[test]
+    fn a_director_inside_answers_every_kind_of_request_and_is_told_what_to_commit() {
+        let capacity = Capacity { connections: 16, servers: 16, workers: 1 };
+        let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
+        let mut state = State::new(shared, Instant::ZERO);
+        let mut commits = 0;
+        let mut commit = |_: &mut State| commits += 1;
+        let stats = |_: &State, json: bool| format!("{json}\n");
+        let mut inside = Inside { state: &mut state, now: Instant::ZERO, commit: &mut commit, stats: &stats };
+        inside.connect().unwrap();
+        let mut call = |request: &Request| {
+            let mut answers = Vec::new();
+            inside
+                .call(request, &mut |response| {
+                    answers.push(response);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(answers.iter().filter(|answer| answer.ends()).count(), request.answers());
+            answers
+        };
+        let name = || "sloppy_tcp".to_owned();
+        let zero = || Command::Zero { service: None };
+        let missing = Command::DeleteService {
+            key: crate::types::ServiceKey::Mark { family: crate::types::Family::V4, mark: 1 },
+        };
+        assert_eq!(
+            call(&Request::Commands(vec![zero(), missing, zero()])),
+            [Response::Done, Response::Failed(ControlError::NoSuchService), Response::Done]
+        );
+        assert_eq!(call(&Request::Set { name: name(), value: "1".to_owned() }), [Response::Done]);
+        let value = Response::Text("1\n".to_owned());
+        assert_eq!(call(&Request::Get { name: Some(name()) }), [value, Response::Done]);
+        let text = Response::Text("true\n".to_owned());
+        assert_eq!(call(&Request::Stats { json: true }), [text, Response::Done]);
+        let unknown = Request::Set { name: "x".to_owned(), value: "1".to_owned() };
+        assert!(matches!(call(&unknown)[..], [Response::Failed(ControlError::NoSuchSetting(_))]));
+        // Whoever stops reading ends the call.
+        let left =
+            inside.call(&Request::Commands(vec![zero()]), &mut |_| Err(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(left.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(commits, 6, "after each that was not refused");
+    }
+}
