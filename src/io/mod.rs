@@ -1,6 +1,6 @@
 //! Ports: where frames come from and go to.
 //!
-//! Every kind of port moves [`Frame`](crate::sys::frames::Frame)s of its worker's pool in and out of
+//! Every kind of port moves [`Frame`]s of its worker's pool in and out of
 //! [`Batch`]es, so the director cannot tell a ring from a capture or a test.
 //!
 //! [`pcap`] reads and writes captures of frames.
