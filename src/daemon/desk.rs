@@ -46,6 +46,8 @@ struct Inner {
     adopted_until: Option<Instant>,
     /// The network as the log has it.
     told: Arc<NetworkState>,
+    /// By port: whether the log has said that frames are too large for it.
+    told_oversized: Vec<bool>,
 }
 
 impl Desk {
@@ -64,6 +66,7 @@ impl Desk {
             steered: BTreeSet::new(),
             adopted_until: adopted.then(|| clock() + ADOPTION),
             told: Arc::default(),
+            told_oversized: vec![false; sources.ports.len()],
         };
         Self { inner: Mutex::new(inner), shared, mirror, sources }
     }
@@ -133,6 +136,16 @@ impl Desk {
     /// Lets time pass for the state.
     pub(super) fn tick(&self) {
         let mut inner = self.inner.lock();
+        for (told, (interface, lost)) in inner.told_oversized.iter_mut().zip(self.sources.oversized()) {
+            if lost > 0 && !std::mem::replace(told, true) {
+                tracing::warn!(
+                    interface,
+                    "frames larger than the interface's MTU arrive and are lost: a sender or the interface merges \
+                     them; switch that off with 'ethtool -K {interface} gro off lro off', on veth also 'tso off' at \
+                     the other end"
+                );
+            }
+        }
         let adoption_ends =
             inner.adopted_until.is_some_and(|until| clock() >= until) && !inner.steered.is_empty();
         if (inner.state.tick(clock()) | adoption_ends)

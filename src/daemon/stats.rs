@@ -20,6 +20,20 @@ pub(super) struct Sources {
     pub(super) reports: Vec<Arc<Mutex<WorkerReport>>>,
 }
 
+impl Sources {
+    /// By port: its name, and how many frames were too large for it.
+    pub(super) fn oversized(&self) -> Vec<(&str, u64)> {
+        let lost = |port: usize| {
+            let of = |report: &Arc<Mutex<WorkerReport>>| {
+                let report = report.lock();
+                report.ports.get(port).and_then(|entry| Some(entry.as_ref()?.0.oversized)).unwrap_or(0)
+            };
+            self.reports.iter().map(of).sum()
+        };
+        self.ports.iter().enumerate().map(|(port, (name, _))| (&name[..], lost(port))).collect()
+    }
+}
+
 #[derive(Serialize)]
 struct Stats {
     frames: Frames,
