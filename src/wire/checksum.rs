@@ -77,12 +77,17 @@ impl Sum {
     /// The sum as a 16-bit number, carries folded in. 0xffff over bytes whose checksum field is right.
     #[inline]
     pub const fn fold(self) -> u16 {
-        let mut sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        // 33 bits at most; each line leaves fewer, down to 16.
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        u16::from_be(sum as u16)
+        // Adding the halves to each other, one's complement: the carry out of the lower half is where it belongs,
+        // and the upper half of the result is what is kept.
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        u16::from_be((sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16)
+    }
+
+    /// Whether the sum folds to 0xffff, as that of bytes whose checksum field is right. Cheaper than folding.
+    #[inline]
+    pub const fn is_right(self) -> bool {
+        // Folding keeps the remainder by 0xffff, and leads to 0 only from 0.
+        self.0 % 0xffff == 0 && self.0 != 0
     }
 
     /// What belongs in the checksum field, where the field counted as zero.

@@ -103,22 +103,20 @@ impl LinkHeader {
     }
 
     /// Writes it to the beginning of `bytes`; false, with nothing written, where these are too few.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn write(&self, bytes: &mut [u8]) -> bool {
-        let [t0, t1] = self.ether_type.to_be_bytes();
-        let mut header = [0; HEADER_LENGTH];
-        header[..6].copy_from_slice(&self.destination.0);
-        header[6..12].copy_from_slice(&self.source.0);
-        let Some(tag) = self.vlan else {
-            header[12..].copy_from_slice(&[t0, t1]);
-            return bytes.first_chunk_mut().map(|place| *place = header).is_some();
-        };
-        let Some(place) = bytes.first_chunk_mut::<{ HEADER_LENGTH + TAG_LENGTH }>() else { return false };
-        header[12..].copy_from_slice(&tag.protocol.to_be_bytes());
-        let [c0, c1] = (tag.id & VLAN_ID).to_be_bytes();
-        place[..HEADER_LENGTH].copy_from_slice(&header);
-        place[HEADER_LENGTH..].copy_from_slice(&[c0, c1, t0, t1]);
+        let length = self.length();
+        let Some(place) = bytes.get_mut(..length) else { return false };
+        // Field by field to where they belong: gathered first, they would have to be copied from stores that are
+        // still on their way.
+        place[..6].copy_from_slice(&self.destination.0);
+        place[6..12].copy_from_slice(&self.source.0);
+        if let Some(tag) = self.vlan {
+            place[12..14].copy_from_slice(&tag.protocol.to_be_bytes());
+            place[14..16].copy_from_slice(&(tag.id & VLAN_ID).to_be_bytes());
+        }
+        place[length - 2..].copy_from_slice(&self.ether_type.to_be_bytes());
         true
     }
 }
@@ -127,7 +125,7 @@ impl LinkHeader {
 /// follows stays where it is in memory: only the frame's start moves, if the lengths differ.
 ///
 /// False, and nothing done, where the frame is shorter than `present` or has no room in front.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn replace(pool: &FramePool, frame: &mut Frame, present: usize, header: &LinkHeader) -> bool {
     let length = header.length();

@@ -101,7 +101,7 @@ pub fn checksum_is_right(header: &[u8]) -> bool {
         Ok(header) => Sum::ZERO.bytes(header),
         Err(_) => sum_with_options(header),
     };
-    sum.fold() == 0xffff
+    sum.is_right()
 }
 
 #[inline(never)]
@@ -139,10 +139,9 @@ pub fn decrement_ttl(packet: &mut [u8]) -> bool {
     if header[TTL] <= 1 {
         return false;
     }
-    // The time to live is the high byte of a 16-bit word, of which the protocol is the low byte.
-    let old = u16::from_be_bytes([header[TTL], header[PROTOCOL]]);
     header[TTL] -= 1;
-    update_checksum(header, Change::NONE.u16(old, old - 0x0100))
+    // It is the high byte of a 16-bit word: one less of it is 0x0100 less, whatever it was.
+    update_checksum(header, Change::NONE.u16(0x0100, 0))
 }
 
 #[cfg(test)]

@@ -31,7 +31,8 @@ mod tests;
 pub mod transport;
 
 pub use parse::{
-    Addresses, Fragment, MAX_INNER_OFFSET, Malformed, Outcome, Parsed, parse, parse_inner, parse_quoted,
+    Addresses, Fragment, MAX_INNER_OFFSET, Malformed, Outcome, Parsed, parse, parse_inner, parse_into,
+    parse_quoted,
 };
 
 /// IP protocol numbers that parsing knows.

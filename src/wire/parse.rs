@@ -219,38 +219,59 @@ pub(super) const QUOTED: bool = false;
 /// Reads a received Ethernet frame.
 #[inline]
 pub fn parse(frame: &[u8]) -> Outcome {
+    let mut outcome = Outcome::NotIp;
+    parse_into(frame, &mut outcome);
+    outcome
+}
+
+/// Reads a received Ethernet frame, and puts what it is where it is to stay. An outcome is large: one that is put
+/// together elsewhere and then copied in wide words makes the processor wait for each of its narrow stores.
+#[inline(always)]
+pub fn parse_into(frame: &[u8], outcome: &mut Outcome) {
     // Untagged first, and by itself: with the offset of the IP header known, all others in a packet without options
     // are constants.
     let (destination, ether_type) = match ethernet::parse(frame) {
         Ok(header) => header,
-        Err(reason) => return Outcome::Malformed(reason),
+        Err(reason) => return *outcome = Outcome::Malformed(reason),
     };
-    let packet = match ether_type {
-        ethernet::IPV4 => ipv4::parse::<RECEIVED>(frame, Link::UNTAGGED),
-        ethernet::IPV6 => ipv6::parse::<RECEIVED>(frame, Link::UNTAGGED),
-        _ if ethernet::is_tag(ether_type) => return parse_tagged(frame, destination, ether_type),
-        _ => return Outcome::NotIp,
-    };
-    outcome(packet, destination)
+    match ether_type {
+        ethernet::IPV4 => put(ipv4::parse::<RECEIVED>(frame, Link::UNTAGGED), destination, outcome),
+        ethernet::IPV6 => parse_ipv6(frame, destination, outcome),
+        _ if ethernet::is_tag(ether_type) => parse_tagged(frame, destination, ether_type, outcome),
+        _ => *outcome = Outcome::NotIp,
+    }
+}
+
+/// By itself, so that the code for IPv4 stays small enough to be put where it is called.
+#[inline(never)]
+fn parse_ipv6(frame: &[u8], destination: MacAddress, outcome: &mut Outcome) {
+    put(ipv6::parse::<RECEIVED>(frame, Link::UNTAGGED), destination, outcome);
 }
 
 #[inline(never)]
-fn parse_tagged(frame: &[u8], destination: MacAddress, ether_type: u16) -> Outcome {
-    let packet = match ethernet::parse_tags(frame, ether_type) {
-        Ok((link, ethernet::IPV4)) => ipv4::parse::<RECEIVED>(frame, link),
-        Ok((link, ethernet::IPV6)) => ipv6::parse::<RECEIVED>(frame, link),
-        Ok(_) => return Outcome::NotIp,
-        Err(reason) => Err(reason),
-    };
-    outcome(packet, destination)
+fn parse_tagged(frame: &[u8], destination: MacAddress, ether_type: u16, outcome: &mut Outcome) {
+    match ethernet::parse_tags(frame, ether_type) {
+        Ok((link, ethernet::IPV4)) => put(ipv4::parse::<RECEIVED>(frame, link), destination, outcome),
+        Ok((link, ethernet::IPV6)) => put(ipv6::parse::<RECEIVED>(frame, link), destination, outcome),
+        Ok(_) => *outcome = Outcome::NotIp,
+        Err(reason) => *outcome = Outcome::Malformed(reason),
+    }
 }
 
 #[inline(always)]
-fn outcome(packet: Result<Parsed, Malformed>, destination_mac: MacAddress) -> Outcome {
+fn put(packet: Result<Parsed, Malformed>, destination_mac: MacAddress, outcome: &mut Outcome) {
     match packet {
-        Ok(packet) => Outcome::Packet(Parsed { destination_mac, ..packet }),
-        Err(reason) => Outcome::Malformed(reason),
+        Ok(packet) => *outcome = Outcome::Packet(Parsed { destination_mac, ..packet }),
+        Err(reason) => reject(reason, outcome),
     }
+}
+
+/// Out of line, or else both cases share their stores: the sender's address, in whose place the reason lies, would be
+/// stored in pieces, and waited for where it is read whole.
+#[cold]
+#[inline(never)]
+fn reject(reason: Malformed, outcome: &mut Outcome) {
+    *outcome = Outcome::Malformed(reason);
 }
 
 /// The farthest into a frame that an inner packet may begin: half of what an offset of [`Parsed`] can say, which leaves
