@@ -110,6 +110,20 @@ impl TcpEvent {
     /// The event of a segment with these flags: RST before SYN before FIN before ACK.
     #[inline]
     pub const fn of(flags: u8) -> Self {
+        // Read from a table: which of the flags a segment has is nothing to foresee.
+        const OF: [TcpEvent; 32] = {
+            let mut events = [TcpEvent::Other; 32];
+            let mut flags = 0;
+            while flags < events.len() {
+                events[flags] = TcpEvent::most_telling(flags as u8);
+                flags += 1;
+            }
+            events
+        };
+        OF[(flags & 31) as usize]
+    }
+
+    const fn most_telling(flags: u8) -> Self {
         if flags & tcp_flags::RST != 0 {
             Self::Rst
         } else if flags & tcp_flags::SYN != 0 {

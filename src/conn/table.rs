@@ -175,20 +175,25 @@ impl<F: FlowFamily> Table<F> {
         index.checked_sub(1).map(|index| self.overflow.get(index))
     }
 
-    /// The first record whose tag fits, brought closer. No more than a hint: neither that it is the flow's,
-    /// nor, without one, that the flow is unknown.
+    /// A record whose tag fits, brought closer. No more than a hint: neither that it is the flow's, nor,
+    /// without one, that the flow is unknown.
     #[inline]
     pub fn probe(&self, hash: u64) -> Hint {
-        let tag = hash >> TAG_SHIFT;
-        for entry in &self.bucket(hash)[1..] {
-            let entry = entry.load(Ordering::Acquire);
-            if entry >> TAG_SHIFT == tag && entry as u32 != 0 {
-                let hint = Hint(entry as u32);
-                prefetch(&self.records[(hint.0 - 1) as usize * F::RECORD_WORDS]);
-                return hint;
-            }
+        // An entry with the flow's tag differs from it only below the tag. No branch on which one of the seven
+        // it is: nobody could foresee that.
+        let tag = hash >> TAG_SHIFT << TAG_SHIFT;
+        let nearest = self.bucket(hash)[1..]
+            .iter()
+            .map(|entry| entry.load(Ordering::Acquire) ^ tag)
+            .fold(u64::MAX, u64::min);
+        if nearest >> TAG_SHIFT != 0 {
+            return Hint::NONE;
         }
-        Hint::default()
+        let hint = Hint(nearest as u32);
+        if let Some(index) = hint.0.checked_sub(1) {
+            prefetch(&self.records[index as usize * F::RECORD_WORDS]);
+        }
+        hint
     }
 
     /// A record by its index.

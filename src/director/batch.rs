@@ -30,6 +30,7 @@ pub struct Offload {
 
 impl Offload {
     /// The largest IP packet that will be on the wire: a segment, where the frame is to be cut.
+    #[inline]
     pub fn largest_packet(&self, packet: &Parsed) -> u32 {
         if self.segmentation == 0 {
             return packet.ip_length;
@@ -39,6 +40,7 @@ impl Offload {
     }
 
     /// Keeps the offsets right after a link header of `before` bytes was replaced by one of `after`.
+    #[inline]
     pub fn link_header_replaced(&mut self, before: u16, after: u16) {
         if self.needs_checksum {
             self.checksum_start = self.checksum_start.saturating_sub(before).saturating_add(after);
@@ -81,6 +83,7 @@ impl Batch {
     }
 
     /// Frames that still fit.
+    #[inline]
     pub fn room(&self) -> usize {
         BATCH_SIZE - self.entries.len()
     }
@@ -99,6 +102,7 @@ impl Batch {
     ///
     /// # Errors
     /// The frame comes back where the batch is full.
+    #[inline]
     pub fn push(&mut self, frame: Frame, port: PortId, offload: Offload) -> Result<(), Frame> {
         if self.room() == 0 {
             return Err(frame);
@@ -118,21 +122,25 @@ impl Batch {
     }
 
     /// The frames, in order of arrival.
+    #[inline]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// The frames, to decide about.
+    #[inline]
     pub fn entries_mut(&mut self) -> &mut [Entry] {
         &mut self.entries
     }
 
     /// Takes all frames out, in order of arrival, leaving the batch empty and its memory in place.
+    #[inline]
     pub fn drain(&mut self) -> impl Iterator<Item = Entry> {
         self.entries.drain(..)
     }
 
     /// Gives all frames back to their pool.
+    #[inline]
     pub fn clear(&mut self, frames: &mut FramePool) {
         for entry in self.entries.drain(..) {
             frames.free(entry.frame);

@@ -86,7 +86,7 @@ impl Network {
 
     /// The way to a real server.
     #[inline]
-    pub fn next_hop(&self, server: ServerId) -> NextHop {
-        self.next_hops.get(server.index()).copied().unwrap_or(NextHop::Failed(NextHopError::NoRoute))
+    pub fn next_hop(&self, server: ServerId) -> &NextHop {
+        self.next_hops.get(server.index()).unwrap_or(&NextHop::Failed(NextHopError::NoRoute))
     }
 }

@@ -113,16 +113,26 @@ impl WorkerCounters {
         bump(&self.released, 1);
     }
 
-    #[inline]
     pub(super) fn count(&self, verdict: Verdict) {
-        let counter = match verdict {
-            Verdict::Transmit(_) => &self.transmitted,
-            Verdict::Reply(_) => &self.replied,
-            Verdict::Held | Verdict::Undecided => &self.held,
-            Verdict::ToHost => &self.to_host,
-            Verdict::Drop(reason) => &self.dropped[reason as usize],
-        };
-        bump(counter, 1);
+        self.count_all(std::iter::once(verdict));
+    }
+
+    /// Counts the verdicts of a batch: one addition for all that were sent, or went to the host.
+    pub(super) fn count_all(&self, verdicts: impl Iterator<Item = Verdict>) {
+        let (mut transmitted, mut replied, mut held, mut to_host) = (0, 0, 0, 0);
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Transmit(_) => transmitted += 1,
+                Verdict::Reply(_) => replied += 1,
+                Verdict::Held | Verdict::Undecided => held += 1,
+                Verdict::ToHost => to_host += 1,
+                Verdict::Drop(reason) => bump(&self.dropped[reason as usize], 1),
+            }
+        }
+        bump(&self.transmitted, transmitted);
+        bump(&self.replied, replied);
+        bump(&self.held, held);
+        bump(&self.to_host, to_host);
     }
 
     /// The counts now. Taken between batches they are conserved; in the middle of one, not quite.

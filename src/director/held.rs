@@ -39,7 +39,7 @@ pub(super) struct Waybill {
 }
 
 impl Waybill {
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(server: ServerId, packet: &Parsed, offload: &Offload) -> Self {
         Self {
             server,
@@ -51,15 +51,15 @@ impl Waybill {
     }
 
     /// Readdresses the frame to `next_hop`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(
         &self,
         frames: &FramePool,
         frame: &mut Frame,
         offload: &mut Offload,
-        next_hop: NextHop,
+        next_hop: &NextHop,
     ) -> Verdict {
-        let NextHop::Ready { port, vlan, .. } = next_hop else { return Verdict::Held };
+        let &NextHop::Ready { port, vlan, .. } = next_hop else { return Verdict::Held };
         let place = (self.link_length, self.ip_length);
         match dr::readdress(frames, frame, place, self.family, self.largest, next_hop) {
             Ok(()) => {
@@ -124,7 +124,7 @@ impl Held {
                 }
                 NextHop::Resolving => Verdict::Drop(DropReason::NeighbourFailed),
                 NextHop::Local => Verdict::ToHost,
-                NextHop::Failed(error) => Verdict::Drop(error.into()),
+                NextHop::Failed(error) => Verdict::Drop((*error).into()),
                 next_hop @ NextHop::Ready { .. } => waybill.send(frames, frame, offload, next_hop),
             };
             count(verdict);

@@ -180,6 +180,7 @@ impl Director {
 }
 
 /// Changes a frame for its real server. `may_wait` says whether there is room for one that must wait.
+#[inline(always)]
 fn forward(
     network: &Network,
     frames: &FramePool,
@@ -191,7 +192,7 @@ fn forward(
     let next_hop = network.next_hop(server);
     match next_hop {
         NextHop::Local => return Verdict::ToHost,
-        NextHop::Failed(error) => return Verdict::Drop(error.into()),
+        NextHop::Failed(error) => return Verdict::Drop((*error).into()),
         NextHop::Resolving | NextHop::Ready { .. } => (),
     }
     if let Err(error) = dr::decrement_lifetime(frames, &mut entry.frame, packet) {

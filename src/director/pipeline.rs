@@ -9,7 +9,7 @@ use crate::conn::{
     Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
 use crate::scheduler::Flow;
-use crate::service::{RealServer, ServerId, Service};
+use crate::service::{RealServer, ServerId, ServerSlot, Service};
 use crate::sys::frames::FramePool;
 use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
 use crate::wire::transport::tcp_flags;
@@ -136,7 +136,7 @@ impl Pass<'_> {
             frames.prefetch(&entry.frame);
         }
         for (entry, note) in entries.iter().zip(notes.iter_mut()) {
-            *note = self.read(frames.bytes(&entry.frame));
+            self.read(frames.bytes(&entry.frame), note);
         }
         for note in &mut notes[..entries.len().min(BATCH_SIZE)] {
             if let Outcome::Packet(packet) = &note.outcome {
@@ -155,28 +155,28 @@ impl Pass<'_> {
                     Decision::End(verdict) => verdict,
                 },
             };
-            self.counters.count(entry.verdict);
         }
+        self.counters.count_all(entries.iter().map(|entry| entry.verdict));
     }
 
-    /// Stage one: parse, hash, and ask for the bucket.
-    #[inline]
-    fn read(&self, bytes: &[u8]) -> Note {
-        let outcome = wire::parse(bytes);
-        let mut hash = 0;
-        if let Outcome::Packet(packet) = &outcome {
+    /// Stage one: parse, hash, and ask for the bucket. The note is written where it is: see
+    /// [`wire::parse_into`].
+    #[inline(always)]
+    fn read(&self, bytes: &[u8], note: &mut Note) {
+        note.hint = Hint::NONE;
+        wire::parse_into(bytes, &mut note.outcome);
+        if let Outcome::Packet(packet) = &note.outcome {
             match packet.addresses {
                 Addresses::V4 { .. } => {
-                    hash = self.shared.ipv4.hash(&key::<Ipv4>(packet));
-                    self.shared.ipv4.prefetch_bucket(hash);
+                    note.hash = self.shared.ipv4.hash(&key::<Ipv4>(packet));
+                    self.shared.ipv4.prefetch_bucket(note.hash);
                 }
                 Addresses::V6 { .. } => {
-                    hash = self.shared.ipv6.hash(&key::<Ipv6>(packet));
-                    self.shared.ipv6.prefetch_bucket(hash);
+                    note.hash = self.shared.ipv6.hash(&key::<Ipv6>(packet));
+                    self.shared.ipv6.prefetch_bucket(note.hash);
                 }
             }
         }
-        Note { outcome, hash, hint: Hint::NONE }
     }
 
     /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
@@ -249,7 +249,7 @@ impl Pass<'_> {
             self.end::<F>(ConnectionId { index, generation: lifecycle.generation });
             return self.unknown::<F>(packet, protocol, key, hash);
         }
-        self.count(server, packet);
+        self.count(server, slot, packet);
         record.count_packet();
         self.advance::<F>(index, record, lifecycle, packet, protocol);
         Decision::Forward(server, record.target().1)
@@ -269,14 +269,14 @@ impl Pass<'_> {
     }
 
     #[inline]
-    fn count(&self, server: ServerId, packet: &Parsed) {
+    fn count(&self, server: ServerId, slot: &ServerSlot, packet: &Parsed) {
         let traffic = &self.counters.traffic;
         traffic.server(server).packet_in(packet.ip_length);
-        traffic.service(self.shared.slots.get(server).service()).packet_in(packet.ip_length);
+        traffic.service(slot.service()).packet_in(packet.ip_length);
     }
 
     /// Moves the state machine on and puts the deadline off.
-    #[inline]
+    #[inline(always)]
     fn advance<F: Handled>(
         &mut self,
         index: u32,
@@ -394,7 +394,7 @@ impl Pass<'_> {
         let traffic = &self.counters.traffic;
         traffic.server(server.id).connection();
         traffic.service(service.id).connection();
-        self.count(server.id, packet);
+        self.count(server.id, shared.slots.get(server.id), packet);
         Decision::Forward(server.id, server.method)
     }
 
@@ -417,7 +417,7 @@ impl Pass<'_> {
     fn known_to_another<F: Handled>(&mut self, index: u32, packet: &Parsed, protocol: Protocol) -> Decision {
         let record = F::table(self.shared).record(index);
         let server = record.server();
-        self.count(server, packet);
+        self.count(server, self.shared.slots.get(server), packet);
         record.count_packet();
         self.advance::<F>(index, record, record.lifecycle(), packet, protocol);
         Decision::Forward(server, record.target().1)

@@ -24,6 +24,7 @@ pub enum RewriteError {
 ///
 /// # Errors
 /// [`RewriteError::TtlExpired`], with nothing changed.
+#[inline(always)]
 pub fn decrement_lifetime(
     frames: &FramePool,
     frame: &mut Frame,
@@ -45,15 +46,16 @@ pub fn decrement_lifetime(
 ///
 /// # Errors
 /// [`RewriteError::TooBig`] and [`RewriteError::NoRoom`], with nothing changed.
+#[inline(always)]
 pub fn readdress(
     frames: &FramePool,
     frame: &mut Frame,
     (present, ip_length): (u16, u32),
     family: Family,
     largest: u32,
-    next_hop: NextHop,
+    next_hop: &NextHop,
 ) -> Result<(), RewriteError> {
-    let NextHop::Ready { source, destination, vlan, mtu, .. } = next_hop else {
+    let &NextHop::Ready { source, destination, vlan, mtu, .. } = next_hop else {
         return Err(RewriteError::NoRoom);
     };
     if largest > mtu {

@@ -29,11 +29,13 @@ pub struct Frame {
 
 impl Frame {
     /// Length of the frame in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.length as usize
     }
 
     /// Whether the frame has no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -45,6 +47,7 @@ impl Frame {
 
     /// Extends the frame by `count` bytes at the front, whose contents are whatever was there.
     /// Says false and changes nothing where the chunk has no such room.
+    #[inline]
     #[must_use]
     pub fn grow_front(&mut self, count: usize) -> bool {
         match u32::try_from(count).ok().and_then(|count| self.start.checked_sub(count)) {
@@ -58,6 +61,7 @@ impl Frame {
     }
 
     /// Takes `count` bytes off the front; all of them where there are fewer.
+    #[inline]
     pub fn shrink_front(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX).min(self.length);
         self.start += count;
@@ -65,6 +69,7 @@ impl Frame {
     }
 
     /// Cuts the frame to its first `length` bytes; nothing happens where it is shorter.
+    #[inline]
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(u32::try_from(length).unwrap_or(u32::MAX));
     }
@@ -140,6 +145,7 @@ impl FramePool {
     ///
     /// # Panics
     /// Where the frame is another pool's: an error in the program.
+    #[inline]
     pub fn free(&mut self, frame: Frame) {
         assert_eq!(frame.pool, self.id, "a frame was freed into a foreign pool");
         self.free.push(frame.chunk);
