@@ -2,6 +2,7 @@
 
 mod load;
 mod notes;
+mod oracle;
 mod restart;
 
 #[path = "../support/mod.rs"]
