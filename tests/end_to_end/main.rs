@@ -2,7 +2,9 @@
 
 mod load;
 mod notes;
+mod oracle;
 mod restart;
+mod trouble;
 
 #[path = "../support/mod.rs"]
 mod support;

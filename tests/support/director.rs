@@ -184,7 +184,7 @@ pub(crate) fn assert_nothing_left(site: &Site, namespace: &str, interfaces: &[St
         interfaces.iter().all(|interface| {
             let shown = site.run(namespace, &format!("ip -j -d link show dev {interface}")).ok();
             let shown: Value = serde_json::from_str(&shown).unwrap();
-            !shown[0]["xdp"]["mode"].as_u64().is_some_and(|mode| mode != 0)
+            shown[0]["xdp"]["mode"].as_u64().is_none_or(|mode| mode == 0)
         })
     });
     let links = site.run(namespace, "ip -o link").ok();
