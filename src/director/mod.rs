@@ -4,6 +4,7 @@
 //! [`Director::next_deadline`] says until when a worker may sleep. Rings, captures, benchmarks, fuzzers and tests
 //! call the same functions. One [`Director`] for each worker; what they have in common is [`Shared`].
 
+mod answer;
 mod batch;
 mod configuration;
 mod counters;
@@ -29,8 +30,9 @@ pub use counters::{FrameCounts, WorkerCounters};
 pub use shared::{Capacity, Shared};
 pub use verdict::{DropReason, Verdict};
 
+use answer::Answers;
 use held::{Held, Waybill};
-use pipeline::{Handled, Local, Locals, Note, Pass};
+use pipeline::{Decision, Handled, Local, Locals, Note, Pass};
 
 /// Most timer entries that a worker looks at between two batches.
 const TIMER_BUDGET: usize = 512;
@@ -60,6 +62,7 @@ pub struct Director {
     locals: Locals,
     notes: Box<[Note; BATCH_SIZE]>,
     held: Held,
+    answers: Answers,
     /// Frames of the present batch that will be held, by their place in it.
     waybills: Vec<(usize, Waybill)>,
 }
@@ -89,6 +92,7 @@ impl Director {
             locals: Locals::default(),
             notes: Box::new([Note::EMPTY; BATCH_SIZE]),
             held: Held::new(),
+            answers: Answers::new(),
             waybills: Vec::with_capacity(BATCH_SIZE),
         }
     }
@@ -113,12 +117,24 @@ impl Director {
             locals: &mut self.locals,
             now,
         };
-        let (held, waybills) = (&self.held, &mut self.waybills);
-        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, server, _method| {
-            let may_wait = || held.has_room(server, waybills.len());
-            let verdict = forward(network, frames, entry, packet, server, may_wait);
-            if verdict == Verdict::Held {
-                waybills.push((position, Waybill::new(server, packet, &entry.offload)));
+        let (held, waybills, answers) = (&self.held, &mut self.waybills, &mut self.answers);
+        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, decision| {
+            let (verdict, server) = match decision {
+                Decision::Forward(server, _method) => {
+                    let may_wait = || held.has_room(server, waybills.len());
+                    (forward(network, frames, entry, packet, server, may_wait), Some(server))
+                }
+                Decision::End(verdict) => (verdict, None),
+            };
+            match (verdict, server) {
+                (Verdict::Held, Some(server)) => {
+                    waybills.push((position, Waybill::new(server, packet, &entry.offload)));
+                }
+                (Verdict::Drop(reason), server) => {
+                    let next_hop = server.map(|server| network.next_hop(server));
+                    return answers.instead_of(reason, frames, entry, packet, next_hop, now);
+                }
+                _ => (),
             }
             verdict
         });

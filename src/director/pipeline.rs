@@ -123,14 +123,14 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Decides about every frame of a batch, in order. `forward` sends one, of which it also gets the place in
-    /// the batch, to its real server.
+    /// Decides about every frame of a batch, in order. `conclude` carries the decision about a packet out; it also
+    /// gets the packet's place in the batch.
     pub(super) fn run(
         &mut self,
         entries: &mut [Entry],
         notes: &mut [Note; BATCH_SIZE],
         frames: &FramePool,
-        mut forward: impl FnMut(usize, &mut Entry, &Parsed, ServerId, ForwardingMethod) -> Verdict,
+        mut conclude: impl FnMut(usize, &mut Entry, &Parsed, Decision) -> Verdict,
     ) {
         for entry in entries.iter() {
             frames.prefetch(&entry.frame);
@@ -150,10 +150,10 @@ impl Pass<'_> {
             entry.verdict = match &note.outcome {
                 Outcome::NotIp => Verdict::ToHost,
                 Outcome::Malformed(reason) => Verdict::Drop((*reason).into()),
-                Outcome::Packet(packet) => match self.decide(packet, note, entry.port) {
-                    Decision::Forward(server, method) => forward(position, entry, packet, server, method),
-                    Decision::End(verdict) => verdict,
-                },
+                Outcome::Packet(packet) => {
+                    let decision = self.decide(packet, note, entry.port);
+                    conclude(position, entry, packet, decision)
+                }
             };
         }
         self.counters.count_all(entries.iter().map(|entry| entry.verdict));

@@ -42,7 +42,7 @@ pub(crate) const CASES: &[Later] = &[
     ("persistence and marks", Refused("a service by mark (-f)"), &["persist-fwmark"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
-    ("ICMP errors of the director's own", Differs, &["dr-ttl-tos-mtu", "no-destination"]),
+    ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
     ("forwarding ICMP errors", Differs, &["icmp-dr"]),
     ("forwarding fragments", Differs, &["frag-dr"]),
 ];

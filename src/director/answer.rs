@@ -1,0 +1,145 @@
+//! What the director itself tells a client: that a packet cannot be served, and why.
+//!
+//! An answer takes the place of the packet that it is about, in the same frame, and goes back where that came from.
+//! Its sender is the address that the client asked for. Few are sent: a token bucket for all clients of a worker
+//! together holds back what a flood would call forth, as the kernel's `icmp_msgs_per_sec` does.
+
+use std::net::IpAddr;
+
+use crate::forward::NextHop;
+use crate::sys::frames::FramePool;
+use crate::types::{Duration, Instant};
+use crate::wire::{Parsed, icmp, icmpv6};
+
+use super::batch::{Entry, Offload};
+use super::{DropReason, Verdict};
+
+/// Answers a second, and at once after a pause: the kernel's defaults (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
+const PER_SECOND: u64 = 1000;
+const BURST: u64 = 50;
+const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / PER_SECOND);
+
+/// Writes answers, not too many.
+#[derive(Debug)]
+pub(super) struct Answers {
+    scratch: Box<[u8; icmpv6::MAX_LENGTH]>,
+    identification: u16,
+    tokens: u64,
+    refilled: Instant,
+}
+
+impl Answers {
+    pub(super) fn new() -> Self {
+        Self {
+            scratch: Box::new([0; icmpv6::MAX_LENGTH]),
+            identification: 0,
+            tokens: BURST,
+            refilled: Instant::ZERO,
+        }
+    }
+
+    /// Takes the place of a verdict to drop a packet: where the client is to be told why, the frame becomes the
+    /// answer and the verdict to send it back. Anything else stays as it is.
+    #[cold]
+    pub(super) fn instead_of(
+        &mut self,
+        reason: DropReason,
+        frames: &FramePool,
+        entry: &mut Entry,
+        packet: &Parsed,
+        next_hop: Option<&NextHop>,
+        now: Instant,
+    ) -> Verdict {
+        let mtu = match next_hop {
+            Some(NextHop::Ready { mtu, .. }) => *mtu,
+            _ => 0,
+        };
+        let length = match packet.addresses.destination() {
+            IpAddr::V4(address) => {
+                let message = match reason {
+                    DropReason::NoRealServer => icmp::Message::PORT_UNREACHABLE,
+                    DropReason::TtlExpired => icmp::Message::TIME_EXCEEDED,
+                    DropReason::TooBig if packet.dont_fragment => {
+                        icmp::Message::fragmentation_needed(u16::try_from(mtu).unwrap_or(u16::MAX))
+                    }
+                    _ => return Verdict::Drop(reason),
+                };
+                if !icmp::may_answer(packet) || !self.take_token(now) {
+                    return Verdict::Drop(reason);
+                }
+                self.identification = self.identification.wrapping_add(1);
+                let original = original(frames, entry, packet);
+                icmp::write_error(&mut *self.scratch, message, address, self.identification, original)
+            }
+            IpAddr::V6(address) => {
+                let message = match reason {
+                    DropReason::NoRealServer => icmpv6::Message::PORT_UNREACHABLE,
+                    DropReason::TtlExpired => icmpv6::Message::TIME_EXCEEDED,
+                    DropReason::TooBig => icmpv6::Message::packet_too_big(mtu),
+                    _ => return Verdict::Drop(reason),
+                };
+                if !icmpv6::may_answer(packet) || !self.take_token(now) {
+                    return Verdict::Drop(reason);
+                }
+                icmpv6::write_error(&mut *self.scratch, message, address, original(frames, entry, packet))
+            }
+        };
+        match length {
+            Some(length) if self.replace(frames, entry, packet, length) => Verdict::Reply(entry.port),
+            _ => Verdict::Drop(reason),
+        }
+    }
+
+    fn take_token(&mut self, now: Instant) -> bool {
+        let earned = now.since(self.refilled).as_nanos() / INTERVAL.as_nanos();
+        if earned > 0 {
+            self.tokens = (self.tokens + earned).min(BURST);
+            self.refilled = now;
+        }
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+
+    /// Puts the first `length` bytes of the scratch behind the frame's link header, which is turned round.
+    fn replace(&self, frames: &FramePool, entry: &mut Entry, packet: &Parsed, length: usize) -> bool {
+        let link = usize::from(packet.ip_offset);
+        frames.set_len(&mut entry.frame, link + length);
+        if entry.frame.len() != link + length {
+            return false;
+        }
+        let bytes = frames.bytes_mut(&mut entry.frame);
+        bytes[link..].copy_from_slice(&self.scratch[..length]);
+        let (to, from) = bytes.split_at_mut(6);
+        to.swap_with_slice(&mut from[..6]);
+        entry.offload = Offload::default();
+        true
+    }
+}
+
+/// The packet as it is now, without its link header and what pads it.
+fn original<'a>(frames: &'a FramePool, entry: &'a Entry, packet: &Parsed) -> &'a [u8] {
+    let bytes = frames.bytes(&entry.frame);
+    bytes.get(usize::from(packet.ip_offset)..packet.end().min(bytes.len())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_calls_forth_a_burst_and_then_a_thousand_a_second() {
+        let mut answers = Answers::new();
+        let mut now = Instant::ZERO + Duration::from_secs(100);
+        let count = |answers: &mut Answers, now| (0..10_000).filter(|_| answers.take_token(now)).count();
+        assert_eq!(count(&mut answers, now), 50);
+        now += Duration::from_millis(10);
+        assert_eq!(count(&mut answers, now), 10);
+        let mut sent = 0;
+        for _ in 0..10_000 {
+            now += Duration::from_nanos(100_000);
+            sent += usize::from(answers.take_token(now));
+        }
+        assert!((990..=1010).contains(&sent), "{sent} in a second of ten a millisecond");
+    }
+}
