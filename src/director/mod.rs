@@ -115,7 +115,7 @@ impl Director {
         };
         let (held, waybills) = (&self.held, &mut self.waybills);
         pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, server, _method| {
-            let may_wait = || held.has_room(server, waybills.len());
+            let may_wait = || held.has_room(server, waybills);
             let verdict = forward(network, frames, entry, packet, server, may_wait);
             if verdict == Verdict::Held {
                 waybills.push((position, Waybill::new(server, packet, &entry.offload)));
