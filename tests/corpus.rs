@@ -4,6 +4,10 @@
 
 #[path = "../fuzz/checks.rs"]
 mod checks;
+#[path = "../fuzz/director.rs"]
+mod director;
+#[path = "support/scenarios.rs"]
+mod scenarios;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -147,5 +151,14 @@ fn captures_of_the_corpus_hold_what_all_captures_must() {
         for length in 0..=bytes.len() {
             checks::capture(&bytes[..length]);
         }
+    }
+}
+
+#[test]
+fn scenarios_of_the_corpus_hold_what_all_scenarios_must() {
+    check_seeds("director", &scenarios::all());
+    for (name, bytes) in corpus("director") {
+        println!("{name}");
+        director::scenario(&bytes);
     }
 }

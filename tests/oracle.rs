@@ -27,7 +27,8 @@ use lab::{CLIENTS, DIRECTOR, Lab, ROUTER, SERVERS, server_mac};
 use later::Sign;
 
 /// Recorded cases that are played.
-const CASES: &[&str] = &["conn-reuse-0", "conn-reuse-1", "dr-tcp-states", "no-destination", "quiesce", "thresholds", "udp-dr"];
+const CASES: &[&str] =
+    &["conn-reuse-0", "conn-reuse-1", "dr-tcp-states", "no-destination", "quiesce", "thresholds", "udp-dr"];
 /// Schedulers whose sequences are played, but for those of services by mark.
 const SCHEDULERS: &[&str] = &["rr", "sh", "wlc", "wrr"];
 

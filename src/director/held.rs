@@ -91,11 +91,13 @@ impl Held {
         self.waiting.front().map(|waiting| waiting.until)
     }
 
-    /// Whether another frame for `server` may wait, beside `more` that were promised a place already.
-    pub(super) fn has_room(&self, server: ServerId, more: usize) -> bool {
-        self.waiting.len() + more < MAX_HELD
-            && self.waiting.iter().filter(|waiting| waiting.waybill.server == server).count() + more
-                < MAX_HELD_PER_SERVER
+    /// Whether another frame for `server` may wait, beside those of the present batch that were promised a place
+    /// already.
+    pub(super) fn has_room(&self, server: ServerId, promised: &[(usize, Waybill)]) -> bool {
+        let waiting = self.waiting.iter().map(|waiting| &waiting.waybill);
+        let all = waiting.chain(promised.iter().map(|(_, waybill)| waybill));
+        self.waiting.len() + promised.len() < MAX_HELD
+            && all.filter(|waybill| waybill.server == server).count() < MAX_HELD_PER_SERVER
     }
 
     pub(super) fn keep(&mut self, entry: Entry, waybill: Waybill, now: Instant) {

@@ -121,7 +121,7 @@ impl Director {
         pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, decision| {
             let (verdict, server) = match decision {
                 Decision::Forward(server, _method) => {
-                    let may_wait = || held.has_room(server, waybills.len());
+                    let may_wait = || held.has_room(server, waybills);
                     (forward(network, frames, entry, packet, server, may_wait), Some(server))
                 }
                 Decision::End(verdict) => (verdict, None),
