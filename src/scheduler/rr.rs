@@ -42,7 +42,8 @@ impl Scheduler for RoundRobin {
     fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 
     fn removed(&mut self, servers: &[RealServer], _slots: &ServerSlots, position: usize) {
-        if self.position(servers).is_none() {
+        // A cursor on the head of the list stays there, whoever goes.
+        if self.cursor.is_some() && self.position(servers).is_none() {
             self.cursor = position.checked_sub(1).map(|before| (servers[before].id, before));
         }
     }
@@ -80,5 +81,17 @@ mod tests {
         assert_eq!(bench.sequence(1), [3]);
         bench.remove(3);
         assert_eq!(bench.sequence(3), [2, 1, 2]);
+    }
+
+    #[test]
+    fn removing_others_leaves_the_cursor_on_the_head() {
+        let mut bench = Bench::new("rr", 0, &[1, 1, 1]);
+        bench.remove(2);
+        assert_eq!(bench.sequence(3), [3, 1, 3], "nobody was picked yet");
+        let mut bench = Bench::new("rr", 0, &[1, 1, 1, 1]);
+        assert_eq!(bench.sequence(1), [4]);
+        bench.remove(4);
+        bench.remove(2);
+        assert_eq!(bench.sequence(2), [3, 1], "the one picked last was the first in the list, and went");
     }
 }

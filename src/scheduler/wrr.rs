@@ -10,7 +10,7 @@
 //! largest weight `mw` (less `di` - 1) anew; `cw` starts over when it is beyond `mw` or 0, and otherwise is
 //! brought onto the new steps. Source: `ip_vs_wrr.c`.
 
-use super::{Choice, Flow, Scheduler};
+use super::{Choice, Flow, Scheduler, may_take};
 use crate::service::{RealServer, ServerId, ServerSlots};
 
 /// Weighted round robin.
@@ -44,6 +44,23 @@ impl WeightedRoundRobin {
         }
     }
 
+    /// At the end of the list: goes on to the next lower current weight that somebody has, from the top once none is
+    /// left below. The steps between, at which the whole list would be walked in vain, are taken at once: there are
+    /// as many as the largest weight has, up to 2^31.
+    fn lower(&mut self, servers: &[RealServer], slots: &ServerSlots) {
+        self.current = match self.current.checked_sub(self.divisor) {
+            Some(lower @ 1..) => lower,
+            _ => self.largest,
+        };
+        let taking = servers.iter().map(|server| slots.get(server.id)).filter(|slot| may_take(slot));
+        let Some(heaviest) = taking.map(|slot| slot.weight()).max() else { return };
+        if let Some(excess) = self.current.checked_sub(heaviest) {
+            let steps = excess.div_ceil(self.divisor);
+            // 1 is the least that a current weight can be, and no weight is less.
+            self.current = self.current.saturating_sub(steps.saturating_mul(self.divisor)).max(1);
+        }
+    }
+
     /// Position to look at next, given the list has not changed since the cursor was set.
     fn first(&self) -> usize {
         self.cursor.map_or(0, |(_, position)| position + 1)
@@ -55,11 +72,10 @@ impl Scheduler for WeightedRoundRobin {
         if self.largest == 0 {
             return Choice::None;
         }
+        // Weights and overloads change while one looks: what is picked is tried again, at most this often.
+        const ATTEMPTS: usize = 3;
         let mut position = self.first();
-        // One walk down from wherever `current` stands to the least weight, then one from the top: after
-        // that every real server has been refused at every weight.
-        let rounds = 2 * (self.largest / self.divisor + 1) + 1;
-        for _ in 0..rounds {
+        for _ in 0..ATTEMPTS {
             while position < servers.len() {
                 let slot = slots.get(servers[position].id);
                 if slot.weight() >= self.current && slot.weight() > 0 && !slot.is_overloaded() {
@@ -69,10 +85,7 @@ impl Scheduler for WeightedRoundRobin {
                 position += 1;
             }
             position = 0;
-            self.current = match self.current.checked_sub(self.divisor) {
-                Some(lower @ 1..) => lower,
-                _ => self.largest,
-            };
+            self.lower(servers, slots);
         }
         Choice::None
     }
@@ -117,5 +130,68 @@ mod tests {
         assert_eq!(bench.sequence(2), [1, 1]);
         bench.edit(1, 0);
         assert_eq!(bench.sequence(1), [0]);
+    }
+
+    #[test]
+    fn weights_far_apart_cost_no_more_than_others() {
+        // Two thousand million steps from the overloaded one's weight down to the other's.
+        let mut bench = Bench::new("wrr", 0, &[1, 2_147_483_647]);
+        let slot = bench.slots.get(crate::service::ServerId(2));
+        slot.set_thresholds(1, 0);
+        slot.connection_added();
+        let start = std::time::Instant::now();
+        assert_eq!(bench.sequence(100), [1; 100]);
+        assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+
+    /// The kernel's walk as its source tells it: one step of the current weight at each end of the list.
+    fn kernels_walk(weights: &[u32], overloaded: &[bool], state: &mut (u32, usize)) -> Option<usize> {
+        let divisor = weights.iter().copied().filter(|&weight| weight > 0).fold(0, super::gcd).max(1);
+        let largest = weights.iter().copied().max().unwrap_or(0).saturating_sub(divisor - 1);
+        let (current, next) = state;
+        for _ in 0..2 * (largest + 2) {
+            while *next < weights.len() {
+                let place = *next;
+                *next += 1;
+                if !overloaded[place] && weights[place] > 0 && weights[place] >= *current {
+                    return Some(place);
+                }
+            }
+            *next = 0;
+            *current = match current.checked_sub(divisor) {
+                Some(lower @ 1..) => lower,
+                _ => largest,
+            };
+        }
+        None
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn steps_taken_at_once_lead_where_single_steps_do(
+            weights in proptest::collection::vec(0_u32..40, 1..8),
+            overloaded in proptest::collection::vec(proptest::bool::ANY, 8),
+        ) {
+            let mut bench = Bench::new("wrr", 0, &weights);
+            for number in (1..=weights.len()).filter(|number| overloaded[number - 1]) {
+                let slot = bench.slots.get(crate::service::ServerId(number as u32));
+                slot.set_thresholds(1, 0);
+                slot.connection_added();
+            }
+            // The list has the last added first.
+            let listed: Vec<u32> = weights.iter().rev().copied().collect();
+            let off: Vec<bool> = overloaded[..weights.len()].iter().rev().copied().collect();
+            let divisor = listed.iter().copied().filter(|&weight| weight > 0).fold(0, super::gcd).max(1);
+            let top = listed.iter().copied().max().unwrap_or(0).saturating_sub(divisor - 1);
+            // Adding them one by one left the current weight somewhere.
+            bench.scheduler = super::super::create("wrr", 0).unwrap();
+            bench.scheduler.added(&bench.servers, &bench.slots);
+            let mut state = (top, 0);
+            for _ in 0..100 {
+                let expected = kernels_walk(&listed, &off, &mut state);
+                let expected = expected.map_or(0, |place| (weights.len() - place) as u32);
+                proptest::prop_assert_eq!(bench.choose(&super::super::testing::CLIENT), expected);
+            }
+        }
     }
 }
