@@ -23,6 +23,7 @@ use uvs::types::{
     Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey, VlanTag,
 };
 use uvs::wire::build::{Build, Transport};
+use uvs::wire::transport::{Checked, verify};
 use uvs::wire::{Outcome, Parsed, ipv4, parse};
 
 /// Settings; number of real servers and scheduler; where the batches are cut; eight next hops.
@@ -272,7 +273,10 @@ impl World {
         for entry in entries {
             let bytes = self.frames.bytes(&entry.frame).to_vec();
             self.frames.free(entry.frame);
-            let ticket = entry.offload.segment_size;
+            let ticket = match entry.verdict {
+                Verdict::Reply(_) => self.asked(&bytes),
+                _ => entry.offload.segment_size,
+            };
             let before = self.sent.remove(&ticket).expect("each frame comes out once");
             self.check(&before, &bytes, entry.verdict, waited);
             self.ends.insert(ticket, (entry.verdict, bytes));
@@ -291,6 +295,17 @@ impl World {
         assert_eq!(of_servers, shared.ipv4.alive() + shared.ipv6.alive());
     }
 
+    /// The ticket of the frame that an answer is about: the first that it can be about.
+    fn asked(&self, answer: &[u8]) -> u16 {
+        let (_, quoted) = quoted(answer);
+        let found = self.sent.iter().filter(|(_, sent)| {
+            let Outcome::Packet(came) = parse(sent) else { return false };
+            let original = &sent[usize::from(came.ip_offset)..came.end()];
+            without_lifetime(&original[..quoted.len().min(original.len())]) == without_lifetime(quoted)
+        });
+        *found.map(|(ticket, _)| ticket).min().expect("an answer is about a frame")
+    }
+
     fn check(&self, before: &[u8], after: &[u8], verdict: Verdict, waited: bool) {
         match verdict {
             Verdict::Transmit(port) => check_sent(before, after, port),
@@ -300,7 +315,8 @@ impl World {
                 let malformed = matches!(parse(before), Outcome::Malformed(_));
                 assert_eq!(malformed, (reason as u8) <= DropReason::BadTransportHeader as u8, "{reason:?}");
             }
-            Verdict::Reply(_) | Verdict::Held | Verdict::Undecided => panic!("{verdict:?} came out"),
+            Verdict::Reply(port) => check_reply(before, after, port),
+            Verdict::Held | Verdict::Undecided => panic!("{verdict:?} came out"),
         }
     }
 
@@ -342,6 +358,35 @@ fn check_sent(before: &[u8], after: &[u8], port: PortId) {
         Family::V6 => expected[7] -= 1,
     }
     assert_eq!(&after[usize::from(goes.ip_offset)..], expected);
+}
+
+/// An answer, and the packet that it quotes.
+fn quoted(answer: &[u8]) -> (Parsed, &[u8]) {
+    let parsed = packet(answer);
+    (parsed, &answer[usize::from(parsed.transport_offset) + 8..])
+}
+
+/// A packet without what changes on its way: time to live and header checksum, or hop limit.
+fn without_lifetime(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    match packet.first().map(|byte| byte >> 4) {
+        Some(4) => {
+            packet[8] = 0;
+            packet[10..12].fill(0);
+        }
+        _ => packet[7] = 0,
+    }
+    packet
+}
+
+/// An answer goes back to whoever sent the packet, from the address that it was for, with right checksums.
+fn check_reply(before: &[u8], after: &[u8], port: PortId) {
+    let came = packet(before);
+    let (answer, _) = quoted(after);
+    assert_eq!(port, PortId(0));
+    assert_eq!((&after[..6], &after[6..12]), (&before[6..12], &before[..6]));
+    assert_eq!(answer.addresses, came.addresses.reversed());
+    assert_eq!(verify(after, &answer), Checked::Right);
 }
 
 /// In a small table it depends on the batches which record is free again: then results cannot be compared.

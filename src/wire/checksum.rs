@@ -87,7 +87,7 @@ impl Sum {
     #[inline]
     pub const fn is_right(self) -> bool {
         // Folding keeps the remainder by 0xffff, and leads to 0 only from 0.
-        self.0 % 0xffff == 0 && self.0 != 0
+        self.0.is_multiple_of(0xffff) && self.0 != 0
     }
 
     /// What belongs in the checksum field, where the field counted as zero.
