@@ -310,9 +310,8 @@ impl Pass<'_> {
         let shortened = deadline < record.deadline();
         record.set_deadline(deadline);
         if shortened {
-            let id = ConnectionId { index, generation: lifecycle.generation };
             // No room for the timer means the connection is collected when its former one fires.
-            let _ = F::local(self.locals).wheel.file(F::table(self.shared), id, deadline);
+            let _ = F::local(self.locals).wheel.file(F::table(self.shared), index, deadline);
         }
     }
 
@@ -456,10 +455,10 @@ impl Pass<'_> {
         let Ok(index) = bucket.insert(key, new, slots, view, epochs) else { return false };
         let table = F::table(self.shared);
         table.record(index).count_packet();
-        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
-        if wheel.file(table, id, deadline) {
+        if wheel.file(table, index, deadline) {
             return true;
         }
+        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
         bucket.remove(id, slots, view, epochs);
         false
     }
