@@ -56,17 +56,23 @@ impl<'a, F: FlowFamily> BucketGuard<'a, F> {
         record.set_key(key);
         record.set_target(new.server, new.port, new.method);
         record.set_deadline(new.deadline);
+        // Counted before anybody can find it, move it between the counts or end it: they never fall below zero.
+        let server = slots.get(new.server);
+        server.connection_added();
+        if !new.flags.contains(Flags::INACTIVE) {
+            server.connection_moved(true);
+        }
+        self.table.alive.fetch_add(1, Ordering::Relaxed);
         record.set_lifecycle(Lifecycle { generation, flags: new.flags.with(Flags::ALIVE), state: new.state });
         let entry = (self.hash >> TAG_SHIFT) << TAG_SHIFT | u64::from(index + 1);
         if !self.add_entry(entry) {
+            // A walk over the records may have seen it: as one that has ended, it is not taken for the next.
+            let generation = generation.wrapping_add(1);
             record.set_lifecycle(Lifecycle { generation, flags: Flags::default(), state: State::NONE });
+            server.connection_removed(!new.flags.contains(Flags::INACTIVE));
+            self.table.alive.fetch_sub(1, Ordering::Relaxed);
             view.free.push(index);
             return Err(TableFull);
-        }
-        self.table.alive.fetch_add(1, Ordering::Relaxed);
-        slots.get(new.server).connection_added();
-        if !new.flags.contains(Flags::INACTIVE) {
-            slots.get(new.server).connection_moved(true);
         }
         Ok(index)
     }

@@ -9,7 +9,7 @@
 //! | 2 | deadline, nanoseconds |
 //! | 3 | real server, its port, forwarding method |
 //! | 4 | packets seen |
-//! | 5 | tick for which a timer is filed |
+//! | 5 | tick of the timer that answers for the record, whoever uses it: see `timer` |
 //! | 6 | once dead: epoch of its death, link of a free list. Nobody else writes it, so that a worker which is
 //!       late with a deadline or a count does no harm |
 
@@ -167,7 +167,7 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
         Instant::from_nanos(self.words[DEADLINE].load(Ordering::Relaxed))
     }
 
-    /// Sets the deadline. One that comes to lie earlier needs a timer filed.
+    /// Sets the deadline. One that comes to lie earlier needs a timer filed, afterwards.
     #[inline]
     pub fn set_deadline(&self, deadline: Instant) {
         self.words[DEADLINE].store(deadline.as_nanos(), Ordering::Relaxed);
@@ -215,7 +215,6 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
         }
         self.words[PORTS].store(key.ports, Ordering::Relaxed);
         self.words[PACKETS].store(0, Ordering::Relaxed);
-        self.words[FILED].store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Publishes the state of a record that nobody else can change yet.
@@ -223,7 +222,7 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
         self.words[LIFE].store(lifecycle.to_word(), Ordering::Release);
     }
 
-    /// The tick of the timer that answers for this connection.
+    /// The tick of the timer that answers for this record, as its complement; 0 for none.
     #[inline]
     pub(super) fn filed(&self) -> &'a AtomicU64 {
         &self.words[FILED]

@@ -26,6 +26,12 @@ pub(super) const NAMES: [&str; STATES] = [
 
 /// SCTP states.
 impl State {
+    /// The client began.
+    pub const SCTP_INIT1: Self = Self(1);
+    /// The client began again.
+    pub const SCTP_INIT: Self = Self(2);
+    /// The association was refused.
+    pub const SCTP_REJECTED: Self = Self(12);
     /// Both ends have what they need to send data.
     pub const SCTP_ESTABLISHED: Self = Self(8);
     /// The association is over.

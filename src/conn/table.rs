@@ -271,15 +271,15 @@ impl<F: FlowFamily> Table<F> {
     }
 
     /// Moves dead records that nobody can be looking at any more to the free ones. Call it now and then, also
-    /// from an idle worker. Bounded work.
-    pub fn reclaim(&self, view: &mut WorkerView, epochs: &Epochs) {
+    /// from an idle worker. Bounded work; says whether it is done, or has to wait for others.
+    pub fn reclaim(&self, view: &mut WorkerView, epochs: &Epochs) -> bool {
         if view.limbo_length == 0 {
-            return;
+            return true;
         }
         let mut horizon = epochs.horizon() as u32;
         for _ in 0..4 * LOCAL_FREE {
             if view.limbo_head == NONE {
-                return;
+                return true;
             }
             let index = view.limbo_head;
             let link = self.record(index).link().load(Ordering::Relaxed);
@@ -291,7 +291,7 @@ impl<F: FlowFamily> Table<F> {
                 horizon = epochs.horizon() as u32;
             }
             if !has_passed(horizon) {
-                return;
+                return true;
             }
             view.limbo_head = link as u32;
             view.limbo_length -= 1;
@@ -300,6 +300,15 @@ impl<F: FlowFamily> Table<F> {
             } else {
                 self.free.push(|index| self.record(index).link(), index);
             }
+        }
+        false
+    }
+
+    /// As [`reclaim`](Self::reclaim) until it is done, for one that makes no connections: all of them for others.
+    pub fn give_back(&self, view: &mut WorkerView, epochs: &Epochs) {
+        while !self.reclaim(view, epochs) {}
+        for index in view.free.drain(..) {
+            self.free.push(|index| self.record(index).link(), index);
         }
     }
 
@@ -502,6 +511,24 @@ mod tests {
             assert_eq!(worker.insert(&key(2)), Err(TableFull), "worker 3 may still look at it");
             worker.epochs.enter(3);
             assert!(worker.insert(&key(2)).is_ok());
+        });
+    }
+
+    #[test]
+    fn what_one_worker_removed_others_get_once_it_has_passed() {
+        with_worker(5000, |mut worker| {
+            let ids: Vec<_> = (0..5000).map(|n| worker.insert(&key(n)).unwrap()).collect();
+            ids.iter().for_each(|id| assert!(worker.remove(*id)));
+            worker.epochs.advance();
+            let mut turns = 0;
+            while !worker.table.reclaim(&mut worker.view, worker.epochs) {
+                turns += 1;
+            }
+            assert!((5..100).contains(&turns), "some at a time, and it says when it is done: {turns}");
+            worker.table.give_back(&mut worker.view, worker.epochs);
+            let (table, slots, epochs) = (worker.table, worker.slots, worker.epochs);
+            let mut other = Worker { table, slots, epochs, view: WorkerView::default(), number: 1 };
+            assert!((5000..10_000).all(|number| other.insert(&key(number)).is_ok()));
         });
     }
 

@@ -4,12 +4,19 @@
 //! back; one that fires at or after it, collects. A deadline that comes to lie *earlier* than the entry that
 //! answers for the connection files another, on the wheel of the worker that shortened it. Which entry
 //! answers is a word of the record, its tick: an entry that fires and does not find its own tick there is a
-//! left-over and vanishes. So a connection has one entry for each deadline that undercut all before,
-//! however often its packets shorten and lengthen its life.
+//! left-over and vanishes.
+//!
+//! An entry answers for a *record*, not for one use of it: when a connection ends early, its entry waits for the
+//! next one that takes the record. So there is one entry for each record at most, and left-overs; and these are
+//! bounded by refusing to undercut an entry once there are as many of them as records. Then a connection is
+//! collected late; it is never without an entry.
+//!
+//! The word changes by read-modify-write only. Whoever stores a deadline and then finds that an entry answers, is
+//! seen by that entry when it fires: it takes its tick out of the word first, and reads the deadline after that.
 
 use std::io;
 
-use crate::sys::memory::atomic::Ordering;
+use crate::sys::memory::atomic::{AtomicU64, Ordering};
 use crate::types::{Duration, Instant};
 
 use super::epoch::Epochs;
@@ -30,16 +37,64 @@ const HORIZON: u64 = (1 << (SLOT_BITS * LEVELS as u32)) - 1;
 const CHUNK_WORDS: usize = 8;
 const CHUNK_ENTRIES: u64 = CHUNK_WORDS as u64 - 1;
 
+/// In a record: no entry answers. Ticks are kept as their complements, so that a record never used says so, and an
+/// earlier tick is the greater word.
+const NOT_FILED: u64 = 0;
+
 /// The chunks that all workers' wheels of one table are made of.
 #[derive(Debug)]
-pub(super) struct TimerPool(Pieces);
+pub(super) struct TimerPool {
+    chunks: Pieces,
+    /// Entries whose tick is not their record's any more.
+    left_over: AtomicU64,
+    most_left_over: u64,
+}
 
 impl TimerPool {
-    /// Room for two entries a connection, and for a part-filled chunk in each slot of each worker.
-    pub(super) fn new(capacity: u32, workers: usize) -> io::Result<Self> {
-        let slack = workers * LEVELS * SLOTS;
+    /// Room for an entry that answers and one left over for each of `capacity` records, and in each of `wheels` wheels
+    /// for a part-filled chunk in every slot and in what is due of every level. What is over is for left-overs that two
+    /// workers make at once.
+    pub(super) fn new(capacity: u32, wheels: usize) -> io::Result<Self> {
+        let slack = wheels * (LEVELS * (SLOTS + 1) + 2);
         let chunks = u64::from(capacity) * 2 / CHUNK_ENTRIES + slack as u64 + 1;
-        Ok(Self(Pieces::new(u32::try_from(chunks).unwrap_or(u32::MAX - 1), CHUNK_WORDS)?))
+        Ok(Self {
+            chunks: Pieces::new(u32::try_from(chunks).unwrap_or(u32::MAX - 1), CHUNK_WORDS)?,
+            left_over: AtomicU64::new(0),
+            most_left_over: u64::from(capacity),
+        })
+    }
+
+    /// Makes room for one more left-over.
+    fn may_leave_over(&self) -> bool {
+        let one_more = |left_over: u64| (left_over < self.most_left_over).then_some(left_over + 1);
+        self.left_over.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// A left-over has vanished.
+    fn vanished(&self) {
+        self.left_over.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An entry of the wheel: which record, and the lower half of the tick, which tells those of 78 hours apart.
+#[derive(Clone, Copy, Default)]
+struct Timer {
+    tick: u32,
+    index: u32,
+}
+
+impl Timer {
+    const fn to_word(self) -> u64 {
+        (self.tick as u64) << 32 | self.index as u64
+    }
+
+    const fn from_word(word: u64) -> Self {
+        Self { tick: (word >> 32) as u32, index: word as u32 }
+    }
+
+    /// Whether it is the entry that answers, given its record's word.
+    const fn answers(self, filed: u64) -> bool {
+        filed != NOT_FILED && !filed as u32 == self.tick
     }
 }
 
@@ -90,32 +145,49 @@ impl Wheel {
         self.entries == 0
     }
 
-    /// Sees to it that the connection is looked at soon after its deadline. Says false where there is no room
-    /// for an entry; a connection that had one before is then collected later than it could be.
+    /// Sees to it that the record is looked at soon after its deadline, which the caller has stored before. Says false
+    /// where there is no room for an entry; one that answered before then still does, only later than could be.
     #[must_use]
-    pub fn file<F: FlowFamily>(&mut self, table: &Table<F>, id: ConnectionId, deadline: Instant) -> bool {
+    pub fn file<F: FlowFamily>(&mut self, table: &Table<F>, index: u32, deadline: Instant) -> bool {
         let tick = self.clamp(tick_of(deadline));
-        let filed = table.record(id.index).filed();
-        if filed.load(Ordering::Relaxed) <= tick {
+        let filed = table.record(index).filed();
+        let undercuts = |former: u64| former != NOT_FILED && !former > tick;
+        let expected = undercuts(filed.load(Ordering::Relaxed));
+        if expected && !table.timers.may_leave_over() {
+            return false;
+        }
+        let former = filed.fetch_max(!tick, Ordering::AcqRel);
+        match (expected, undercuts(former)) {
+            (true, false) => table.timers.vanished(),
+            // Another worker filed since we looked: rare enough for the room to spare.
+            (false, true) => _ = table.timers.left_over.fetch_add(1, Ordering::Relaxed),
+            (true, true) | (false, false) => (),
+        }
+        if former != NOT_FILED && !undercuts(former) {
             return true;
         }
-        filed.store(tick, Ordering::Relaxed);
-        self.push(table, id, tick)
+        let pushed = self.push(table, Timer { tick: tick as u32, index }, tick);
+        if !pushed {
+            // Whoever files next tries again.
+            let _ = filed.compare_exchange(!tick, NOT_FILED, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        pushed
     }
 
     fn clamp(&self, tick: u64) -> u64 {
         tick.clamp(self.current, self.current + HORIZON)
     }
 
-    fn push<F: FlowFamily>(&mut self, table: &Table<F>, id: ConnectionId, tick: u64) -> bool {
-        let distance = tick.saturating_sub(self.current);
+    /// Puts an entry into the slot of `place`, a tick not before the present one.
+    fn push<F: FlowFamily>(&mut self, table: &Table<F>, timer: Timer, place: u64) -> bool {
+        let distance = place.saturating_sub(self.current);
         let level = match distance {
             0..0x100 => 0,
             0x100..0x1_0000 => 1,
             _ => 2,
         };
-        let slot = (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
-        let pool = &table.timers.0;
+        let slot = (place >> (SLOT_BITS * level as u32)) as usize % SLOTS;
+        let pool = &table.timers.chunks;
         let head = self.slots[level][slot];
         let room = head
             .checked_sub(1)
@@ -132,8 +204,7 @@ impl Wheel {
         };
         let words = pool.get(chunk);
         let link = words[0].load(Ordering::Relaxed);
-        let entry = u64::from(id.generation) << 32 | u64::from(id.index);
-        words[1 + (link as u32) as usize].store(entry, Ordering::Relaxed);
+        words[1 + (link as u32) as usize].store(timer.to_word(), Ordering::Relaxed);
         words[0].store(link + 1, Ordering::Relaxed);
         self.entries += 1;
         true
@@ -149,16 +220,15 @@ impl Wheel {
         &mut self,
         table: &Table<F>,
         level: usize,
-        into: &mut [ConnectionId; CHUNK_ENTRIES as usize],
+        into: &mut [Timer; CHUNK_ENTRIES as usize],
     ) -> usize {
         let Some(chunk) = self.due[level].checked_sub(1) else { return 0 };
-        let pool = &table.timers.0;
+        let pool = &table.timers.chunks;
         let words = pool.get(chunk);
         let link = words[0].load(Ordering::Relaxed);
         let count = (link as u32 as usize).min(CHUNK_ENTRIES as usize);
-        for (id, word) in into.iter_mut().zip(&words[1..=count]) {
-            let entry = word.load(Ordering::Relaxed);
-            *id = ConnectionId { index: entry as u32, generation: (entry >> 32) as u32 };
+        for (timer, word) in into.iter_mut().zip(&words[1..=count]) {
+            *timer = Timer::from_word(word.load(Ordering::Relaxed));
         }
         self.due[level] = (link >> 32) as u32;
         pool.free(chunk);
@@ -217,19 +287,18 @@ impl Wheel {
     ) -> bool {
         let target = now.as_nanos() >> TICK_SHIFT;
         let mut left = budget;
-        let mut ids = [ConnectionId { index: 0, generation: 0 }; CHUNK_ENTRIES as usize];
+        let mut timers = [Timer::default(); CHUNK_ENTRIES as usize];
         loop {
             while let Some(level) = (0..LEVELS).rev().find(|&level| self.due[level] != 0) {
                 if left == 0 {
                     return false;
                 }
-                let count = self.take_chunk(table, level, &mut ids);
+                let count = self.take_chunk(table, level, &mut timers);
                 left = left.saturating_sub(count.max(1));
-                for &id in &ids[..count] {
-                    if level == 0 {
-                        self.fire(table, slots, view, epochs, id, now);
-                    } else {
-                        self.spread(table, id);
+                for &timer in &timers[..count] {
+                    // Where there is no room to put an entry back, which the pool's size rules out, it fires.
+                    if level == 0 || !self.spread(table, timer) {
+                        self.fire(table, slots, view, epochs, timer, now);
                     }
                 }
             }
@@ -254,20 +323,14 @@ impl Wheel {
         self.current = tick + 1;
     }
 
-    /// Moves an entry of a higher level to where it belongs now.
-    fn spread<F: FlowFamily>(&mut self, table: &Table<F>, id: ConnectionId) {
-        let record = table.record(id.index);
-        if record.lifecycle().generation == id.generation {
-            let tick = self.clamp(record.filed().load(Ordering::Relaxed));
-            self.push_or_forget(table, id, tick);
+    /// Moves an entry of a higher level to where it belongs now; says false where there is no room.
+    fn spread<F: FlowFamily>(&mut self, table: &Table<F>, timer: Timer) -> bool {
+        let filed = table.record(timer.index).filed().load(Ordering::Relaxed);
+        if timer.answers(filed) {
+            return self.push(table, timer, self.clamp(!filed));
         }
-    }
-
-    /// Puts an entry back. Where there is no room, the connection's next change of deadline may file another.
-    fn push_or_forget<F: FlowFamily>(&mut self, table: &Table<F>, id: ConnectionId, tick: u64) {
-        if !self.push(table, id, tick) {
-            table.record(id.index).filed().store(u64::MAX, Ordering::Relaxed);
-        }
+        table.timers.vanished();
+        true
     }
 
     fn fire<F: FlowFamily>(
@@ -276,25 +339,27 @@ impl Wheel {
         slots: &ServerSlots,
         view: &mut WorkerView,
         epochs: &Epochs,
-        id: ConnectionId,
+        timer: Timer,
         now: Instant,
     ) {
-        let record = table.record(id.index);
-        let lifecycle = record.lifecycle();
-        if lifecycle.generation != id.generation || !lifecycle.is_alive() {
+        let record = table.record(timer.index);
+        let filed = record.filed().load(Ordering::Relaxed);
+        let taken = timer.answers(filed)
+            && record.filed().compare_exchange(filed, NOT_FILED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if !taken {
+            // Another entry answers.
+            table.timers.vanished();
             return;
         }
-        if record.filed().load(Ordering::Relaxed) >= self.current {
-            return; // another entry answers
+        let lifecycle = record.lifecycle();
+        if !lifecycle.is_alive() {
+            return; // whoever uses the record next files for it
         }
         let deadline = record.deadline();
-        if deadline <= now {
+        if deadline <= now || !self.file(table, timer.index, deadline) {
+            let id = ConnectionId { index: timer.index, generation: lifecycle.generation };
             table.remove(id, slots, view, epochs);
-            return;
         }
-        let tick = self.clamp(tick_of(deadline));
-        record.filed().store(tick, Ordering::Relaxed);
-        self.push_or_forget(table, id, tick);
     }
 }
 
@@ -346,7 +411,7 @@ mod tests {
             let index = guard.insert(&key, new, &self.slots, &mut self.view, &self.epochs).unwrap();
             let id = ConnectionId { index, generation: self.table.record(index).lifecycle().generation };
             drop(guard);
-            assert!(self.wheel.file(&self.table, id, deadline));
+            assert!(self.wheel.file(&self.table, index, deadline));
             id
         }
 
@@ -354,6 +419,10 @@ mod tests {
             self.now = to;
             let Self { table, slots, view, epochs, wheel, .. } = self;
             wheel.advance(table, slots, view, epochs, to, budget)
+        }
+
+        fn remove(&mut self, id: ConnectionId) -> bool {
+            self.table.remove(id, &self.slots, &mut self.view, &self.epochs)
         }
 
         fn is_alive(&self, id: ConnectionId) -> bool {
@@ -386,13 +455,13 @@ mod tests {
         let mut bench = Bench::new(8);
         let id = bench.insert(1, at(60_000));
         bench.table.record(id.index).set_deadline(at(900_000));
-        assert!(bench.wheel.file(&bench.table, id, at(900_000)));
+        assert!(bench.wheel.file(&bench.table, id.index, at(900_000)));
         assert_eq!(bench.wheel.len(), 1);
         bench.advance(at(61_000), usize::MAX);
         assert!(bench.is_alive(id));
         for deadline in [70_000, 200_000, 70_000] {
             bench.table.record(id.index).set_deadline(at(deadline));
-            assert!(bench.wheel.file(&bench.table, id, at(deadline)));
+            assert!(bench.wheel.file(&bench.table, id.index, at(deadline)));
         }
         assert_eq!(bench.wheel.len(), 2, "however often the deadline goes to and fro");
         bench.advance(at(70_100), usize::MAX);
@@ -414,6 +483,44 @@ mod tests {
         }
         assert!(rounds > 10);
         assert_eq!(bench.table.alive(), 0);
+    }
+
+    /// A client that opens, resets and opens again leaves entries behind as fast as it can send.
+    #[test]
+    fn left_over_entries_are_bounded_and_no_connection_is_without_one() {
+        let mut bench = Bench::new(8);
+        for round in 0..100_000_u64 {
+            let id = bench.insert(1, at(60_000 + round / 100));
+            bench.table.record(id.index).set_deadline(at(10_000));
+            let _ = bench.wheel.file(&bench.table, id.index, at(10_000));
+            assert!(bench.remove(id));
+            bench.table.reclaim(&mut bench.view, &bench.epochs);
+        }
+        assert!(bench.wheel.len() <= 2 * 8, "{} entries for 8 records", bench.wheel.len());
+        for port in 0..8 {
+            let id = bench.insert(port, at(900_000));
+            bench.table.record(id.index).set_deadline(at(20_000));
+            let _ = bench.wheel.file(&bench.table, id.index, at(20_000));
+        }
+        // Where there was no room for an earlier entry, the later one answers.
+        bench.advance(at(1_000_000), usize::MAX);
+        assert_eq!(bench.table.alive(), 0);
+        assert!(bench.wheel.is_empty());
+        assert_eq!(bench.table.timers.left_over.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_record_used_again_before_its_entry_fired_needs_no_other() {
+        let mut bench = Bench::new(1);
+        let first = bench.insert(1, at(60_000));
+        assert!(bench.remove(first));
+        bench.advance(at(30_000), usize::MAX);
+        let second = bench.insert(2, at(90_000));
+        assert_eq!((second.index, bench.wheel.len()), (first.index, 1));
+        bench.advance(at(61_000), usize::MAX);
+        assert!(bench.is_alive(second));
+        bench.advance(at(90_034), usize::MAX);
+        assert!(!bench.is_alive(second) && bench.wheel.is_empty());
     }
 
     #[test]
@@ -453,7 +560,7 @@ mod tests {
                 let deadline = clock + life;
                 if let Some((id, known_deadline)) = known.get_mut(&port) {
                     bench.table.record(id.index).set_deadline(at(deadline));
-                    assert!(bench.wheel.file(&bench.table, *id, at(deadline)));
+                    assert!(bench.wheel.file(&bench.table, id.index, at(deadline)));
                     *known_deadline = deadline;
                 } else {
                     let id = bench.insert(port, at(deadline));

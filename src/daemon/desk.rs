@@ -16,7 +16,7 @@ use crate::control::protocol::{ReplySink, Request};
 use crate::control::server::Handler;
 use crate::control::state::State;
 use crate::director::{Network, PortLink, Shared};
-use crate::forward::{NextHop, NextHopError};
+use crate::forward::NextHop;
 use crate::io::steering::{Steering, SteeringKey};
 use crate::net::{Mirror, NetworkState};
 use crate::types::{Duration, Instant};
@@ -198,9 +198,9 @@ fn network(snapshot: &NetworkState, state: &State) -> Network {
     let mut next_hops = Vec::new();
     for (id, address) in state.wanted() {
         if next_hops.len() <= id.index() {
-            next_hops.resize(id.index() + 1, NextHop::Failed(NextHopError::NoRoute));
+            // What is not there is not asked for yet, as what follows: the kernel answers in a moment.
+            next_hops.resize(id.index() + 1, NextHop::Resolving);
         }
-        // Not asked for yet: the kernel answers in a moment.
         next_hops[id.index()] = snapshot.next_hops.get(&address).copied().unwrap_or(NextHop::Resolving);
     }
     Network {

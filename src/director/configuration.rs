@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use crate::conn::Timeouts;
-use crate::forward::{NextHop, NextHopError};
+use crate::forward::NextHop;
 use crate::service::{ServerId, ServiceTable};
 use crate::types::{Instant, MacAddress, PortId, Prefix};
 
@@ -84,9 +84,10 @@ impl Network {
         self.local.contains(&address) || self.local_networks.iter().any(|network| network.contains(address))
     }
 
-    /// The way to a real server.
+    /// The way to a real server. One that the snapshot does not have was added this moment: a service lists it at once,
+    /// and the kernel is still being asked.
     #[inline]
     pub fn next_hop(&self, server: ServerId) -> &NextHop {
-        self.next_hops.get(server.index()).unwrap_or(&NextHop::Failed(NextHopError::NoRoute))
+        self.next_hops.get(server.index()).unwrap_or(&NextHop::Resolving)
     }
 }

@@ -166,8 +166,9 @@ impl Director {
         let table = F::table(&self.shared);
         let Local { view, wheel } = F::local(&mut self.locals);
         let done = wheel.advance(table, slots, view, epochs, now, TIMER_BUDGET);
-        table.reclaim(view, epochs);
-        done
+        // Another worker may need what this one has collected.
+        let reclaimed = table.reclaim(view, epochs);
+        done && reclaimed
     }
 
     /// When [`tick`](Self::tick) should be called at the latest; `None` while nothing is pending.

@@ -9,9 +9,9 @@ use crate::conn::{
     Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
 use crate::scheduler::Flow;
-use crate::service::{RealServer, ServerId, ServerSlot, Service};
+use crate::service::{FTP_DATA_PORT, RealServer, ServerId, ServerSlot, Service};
 use crate::sys::frames::FramePool;
-use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
+use crate::types::{ForwardingMethod, Instant, PortId, Protocol, ServiceKey};
 use crate::wire::transport::tcp_flags;
 use crate::wire::{self, Addresses, Fragment, Outcome, Parsed};
 
@@ -310,9 +310,8 @@ impl Pass<'_> {
         let shortened = deadline < record.deadline();
         record.set_deadline(deadline);
         if shortened {
-            let id = ConnectionId { index, generation: lifecycle.generation };
             // No room for the timer means the connection is collected when its former one fires.
-            let _ = F::local(self.locals).wheel.file(F::table(self.shared), id, deadline);
+            let _ = F::local(self.locals).wheel.file(F::table(self.shared), index, deadline);
         }
     }
 
@@ -344,7 +343,7 @@ impl Pass<'_> {
         let services = &self.configuration.services;
         let service = services
             .find(protocol, destination, packet.destination_port)
-            .filter(|_| self.network.is_local(destination));
+            .filter(|service| may_be_scheduled(service, packet) && self.network.is_local(destination));
         let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
         match service {
             // Steered here for a service that the director before had, and this one may yet be given.
@@ -398,18 +397,27 @@ impl Pass<'_> {
         Decision::Forward(server.id, server.method)
     }
 
-    /// Ends some connections that never came to anything, so that a flood of SYNs pushes out its own kind before those
-    /// that somebody uses.
+    /// Ends some connections that never came to anything, so that a flood pushes out its own kind before those that
+    /// somebody uses: TCP and SCTP that are half open or over, UDP of a single packet.
     #[cold]
     fn make_room<F: Handled>(&mut self, random: u64) {
         let Shared { slots, epochs, .. } = self.shared;
-        let half_open = |lifecycle: Lifecycle, record: Connection<'_, F>| {
+        let unassured = |lifecycle: Lifecycle, record: Connection<'_, F>| {
             let (_, _, protocol) = record.ports();
-            protocol == Protocol::Tcp.number()
-                && matches!(lifecycle.state, State::SYN_RECV | State::SYNACK | State::CLOSE)
+            match Protocol::from_number(protocol) {
+                Some(Protocol::Tcp) => {
+                    matches!(lifecycle.state, State::SYN_RECV | State::SYNACK | State::CLOSE)
+                }
+                Some(Protocol::Sctp) => matches!(
+                    lifecycle.state,
+                    State::SCTP_INIT1 | State::SCTP_INIT | State::SCTP_REJECTED | State::SCTP_CLOSED
+                ),
+                Some(Protocol::Udp) => record.packets() <= 1,
+                None => true,
+            }
         };
         let view = &mut F::local(self.locals).view;
-        F::table(self.shared).evict(random, slots, view, epochs, half_open);
+        F::table(self.shared).evict(random, slots, view, epochs, unassured);
     }
 
     /// The connection that another worker made since the look-up.
@@ -456,13 +464,24 @@ impl Pass<'_> {
         let Ok(index) = bucket.insert(key, new, slots, view, epochs) else { return false };
         let table = F::table(self.shared);
         table.record(index).count_packet();
-        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
-        if wheel.file(table, id, deadline) {
+        if wheel.file(table, index, deadline) {
             return true;
         }
+        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
         bucket.remove(id, slots, view, epochs);
         false
     }
+}
+
+/// Whether a service without persistence schedules a packet that was found to be its own: not FTP's data, in either
+/// direction, and no other port's (`ip_vs_schedule`).
+#[inline]
+fn may_be_scheduled(service: &Service, packet: &Parsed) -> bool {
+    let own_port = match service.key {
+        ServiceKey::Address { port, .. } => port == packet.destination_port,
+        ServiceKey::Mark { .. } => true,
+    };
+    own_port && packet.source_port != FTP_DATA_PORT
 }
 
 /// Whether the packet begins a connection even where there is one (`is_new_conn`).

@@ -135,7 +135,7 @@ impl Shared {
             for id in found.drain(..) {
                 ended += u64::from(table.remove(id, &self.slots, view, &self.epochs));
             }
-            table.reclaim(view, &self.epochs);
+            table.give_back(view, &self.epochs);
         }
         ended
     }

@@ -148,7 +148,11 @@ impl Lab {
     }
 
     fn one(&mut self, frame: Vec<u8>) -> Sent {
-        self.batch(&[frame]).pop().unwrap()
+        self.one_or_none(frame).unwrap()
+    }
+
+    fn one_or_none(&mut self, frame: Vec<u8>) -> Option<Sent> {
+        self.batch(&[frame]).pop()
     }
 
     fn tcp(&mut self, port: u16, flags: u8) -> Verdict {
@@ -282,6 +286,22 @@ fn what_begins_no_connection_is_the_hosts() {
         assert_eq!(lab.tcp(port, flags), expected, "sloppy, flags {flags:#x}");
         assert_eq!(lab.states().contains(&(port, state)), scheduled);
     }
+}
+
+/// Without persistence a service schedules its own port alone, though look-up finds an FTP service for its data.
+#[test]
+fn ftp_data_is_the_hosts() {
+    let mut lab = Lab::new(1);
+    let former = &lab.services[0];
+    let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 21 };
+    lab.services.push(Arc::new(Service { id: ServiceId(9), key, chooser: Arc::clone(&former.chooser) }));
+    lab.publish();
+    let to = |source, port| build().transport(segment(source, port, SYN)).frame();
+    assert_eq!(lab.one(to(4000, 21)).verdict, Verdict::Transmit(INSIDE));
+    assert_eq!(lab.one(to(4000, 5000)).verdict, Verdict::ToHost, "what may be passive data");
+    assert_eq!(lab.one(to(4000, 20)).verdict, Verdict::ToHost);
+    assert_eq!(lab.one(to(20, 80)).verdict, Verdict::ToHost, "what may be active data");
+    assert_eq!(lab.shared().ipv4.alive(), 1);
 }
 
 #[test]
@@ -495,14 +515,44 @@ fn a_flood_of_syns_pushes_out_its_own_kind() {
         lab.tcp(1000 + port, ACK);
     }
     let mut refused = 0;
-    for port in 0..5000 {
+    // Many times the table, before the first of their timers is due.
+    for port in 0..50_000 {
         refused += usize::from(lab.tcp(10_000 + port, SYN) != Verdict::Transmit(INSIDE));
     }
-    assert!(refused < 500, "{refused} of 5000 refused: the flood's own older connections make room");
+    assert!(refused < 5000, "{refused} of 50,000 refused: the flood's own older connections make room");
     assert!((0..100).all(|port| lab.tcp(1000 + port, ACK) == Verdict::Transmit(INSIDE)));
     assert!(lab.shared().ipv4.alive() <= 200);
     let states = lab.states();
     assert_eq!(states.iter().filter(|(_, state)| *state == State::ESTABLISHED).count(), 100);
+}
+
+#[test]
+fn a_flood_of_queries_or_associations_leaves_room_for_others() {
+    let init = |source| {
+        build()
+            .transport(Transport::Sctp { source, destination: 2905, tag: 0, chunk: 1, chunk_payload: 16 })
+            .payload(&[0; 16])
+            .frame()
+    };
+    for flood in [&(|port| udp(port)) as &dyn Fn(u16) -> Vec<u8>, &init] {
+        let mut lab = Lab::with_capacity(1, 200);
+        (0..400).for_each(|port| _ = lab.one(flood(10_000 + port)));
+        assert!(lab.shared().ipv4.alive() > 180);
+        let served = (0..20).filter(|port| lab.tcp(1000 + port, SYN) == Verdict::Transmit(INSIDE)).count();
+        assert!(served > 18, "{served} of 20");
+    }
+}
+
+/// A real server that the network's snapshot does not know yet is one that was added this moment.
+#[test]
+fn a_way_not_known_yet_is_waited_for() {
+    let mut lab = Lab::new(2);
+    let hops = std::mem::replace(&mut lab.network.next_hops, vec![NextHop::Resolving]);
+    lab.publish();
+    assert!(lab.one_or_none(tcp(4000, SYN)).is_none(), "held");
+    lab.network.next_hops = hops;
+    lab.publish();
+    assert_eq!(lab.tick().len(), 1);
 }
 
 #[test]

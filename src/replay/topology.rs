@@ -186,7 +186,7 @@ impl Topology {
         let mut next_hops = Vec::new();
         for (server, address) in servers {
             if next_hops.len() <= server.index() {
-                next_hops.resize(server.index() + 1, NextHop::Failed(NextHopError::NoRoute));
+                next_hops.resize(server.index() + 1, NextHop::Resolving);
             }
             next_hops[server.index()] = self.way(address);
         }
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(way("10.88.0.100"), "Local");
         let network = topology.network([(ServerId(2), "10.88.2.11".parse().unwrap())].into_iter());
         assert!(matches!(network.next_hop(ServerId(2)), NextHop::Ready { .. }));
-        assert_eq!(*network.next_hop(ServerId(1)), NextHop::Failed(NextHopError::NoRoute));
+        assert_eq!(*network.next_hop(ServerId(1)), NextHop::Resolving, "not configured when it was asked");
         assert!(network.is_own_link(PortId(1), MacAddress([2, 0, 0, 0, 0, 2])));
         assert!(!network.is_own_link(PortId(0), MacAddress([2, 0, 0, 0, 0, 2])));
     }

@@ -10,8 +10,8 @@ use super::Service;
 
 /// The FTP control port: its service also takes data connections (`ip_vs_service_find`).
 pub const FTP_PORT: u16 = 21;
-/// The FTP data port.
-const FTP_DATA_PORT: u16 = 20;
+/// The FTP data port: active data connections come from it.
+pub const FTP_DATA_PORT: u16 = 20;
 /// First port that needs no privilege to listen on (the default of `net.ipv4.ip_unprivileged_port_start`).
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 

@@ -17,7 +17,7 @@ use crate::scheduler::{Choice, Flow, Scheduler};
 use crate::types::{ForwardingMethod, ServiceKey};
 
 pub use counters::{CounterBlock, Counters, Traffic};
-pub use lookup::{FTP_PORT, ServiceTable};
+pub use lookup::{FTP_DATA_PORT, FTP_PORT, ServiceTable};
 pub use slot::{MAX_REAL_SERVERS, ServerId, ServerSlot, ServerSlots};
 
 /// Most virtual services at a time, those whose connections outlive them included.

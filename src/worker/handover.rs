@@ -119,7 +119,6 @@ impl Handover {
         if self.own.is_empty() {
             return false;
         }
-        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
         for parcel in self.own.try_iter().take(WAITING) {
             if !parcel.bytes.is_empty() {
                 send(parcel.port, &parcel.bytes, parcel.offload);
@@ -129,7 +128,15 @@ impl Handover {
         true
     }
 
-    /// Readable when something is in the inbox.
+    /// Before sleeping on [`readiness`](Self::readiness): takes off what woke this worker, which may be for what it has
+    /// taken since, and would keep it awake for ever. Says whether it may sleep: what is given from now on wakes it.
+    pub fn may_sleep(&self) -> bool {
+        // Nothing to take off is as well.
+        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+        self.own.is_empty()
+    }
+
+    /// Readable when something was given to the inbox since [`may_sleep`](Self::may_sleep).
     pub fn readiness(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
@@ -142,6 +149,8 @@ impl Handover {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     #[test]
@@ -158,6 +167,25 @@ mod tests {
         }
         assert_eq!(first.dropped(), 0);
         assert!(!first.take(|_, _, _| panic!("nothing was given to it")));
+    }
+
+    #[test]
+    fn a_wake_up_that_comes_late_does_not_keep_one_awake() {
+        let mut workers = handovers(2, &[0, 1], 100).unwrap();
+        let is_awake = |worker: &Handover| {
+            let mut polled = [PollFd::from_borrowed_fd(worker.readiness(), PollFlags::IN)];
+            poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+        };
+        workers[0].give(PortId(1), &[0; 60], Offload::default());
+        assert!(!workers[1].may_sleep(), "there is something in its inbox");
+        assert!(workers[1].take(|_, _, _| ()));
+        workers[0].wake();
+        assert!(is_awake(&workers[1]));
+        assert!(!workers[1].take(|_, _, _| ()) && workers[1].may_sleep());
+        assert!(!is_awake(&workers[1]));
+        workers[0].give(PortId(1), &[0; 60], Offload::default());
+        workers[0].wake();
+        assert!(is_awake(&workers[1]) && !workers[1].may_sleep());
     }
 
     #[test]

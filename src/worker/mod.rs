@@ -163,6 +163,9 @@ impl Worker {
     }
 
     fn sleep(&mut self, now: Instant, unsent: bool) -> io::Result<()> {
+        if !self.handover.may_sleep() {
+            return Ok(());
+        }
         let mut longest = LONGEST_SLEEP;
         if let Some(deadline) = self.director.next_deadline() {
             longest = longest.min(deadline.since(now));

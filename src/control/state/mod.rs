@@ -194,8 +194,8 @@ impl State {
             self.estimate();
             self.next_estimation += ESTIMATION_PERIOD;
         }
-        self.shared.ipv4.reclaim(&mut self.views[0], &self.shared.epochs);
-        self.shared.ipv6.reclaim(&mut self.views[1], &self.shared.epochs);
+        self.shared.ipv4.give_back(&mut self.views[0], &self.shared.epochs);
+        self.shared.ipv6.give_back(&mut self.views[1], &self.shared.epochs);
         self.empty_trash(now)
     }
 
