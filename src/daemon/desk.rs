@@ -193,8 +193,11 @@ fn tell_changes(before: &NetworkState, now: &NetworkState) {
 
 /// The packet path's view of the kernel.
 fn network(snapshot: &NetworkState, state: &State) -> Network {
-    let ports =
-        snapshot.ports.iter().map(|port| PortLink { addresses: vec![port.mac], mtu: port.mtu }).collect();
+    let ports = snapshot
+        .ports
+        .iter()
+        .map(|port| PortLink { addresses: [&[port.mac], &port.stacked_macs[..]].concat(), mtu: port.mtu })
+        .collect();
     let mut next_hops = Vec::new();
     for (id, address) in state.wanted() {
         if next_hops.len() <= id.index() {

@@ -9,7 +9,7 @@ use crate::conn::MAX_WORKERS;
 /// How frames are taken off interfaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum IoChoice {
-    /// The best that works on all interfaces: AF_XDP in the driver, AF_XDP in the stack, raw sockets
+    /// The best that works on all interfaces: AF_XDP in the driver, raw sockets, AF_XDP in the stack
     Auto,
     /// AF_XDP
     Xdp,

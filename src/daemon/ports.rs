@@ -8,6 +8,7 @@ use crate::io::steering::{AttachReport, SteeredInterface, Steering, SteeringErro
 use crate::io::{PacketOptions, PacketPort, Port, PortKind, XdpError, XdpOptions, XdpPort};
 use crate::net::PortState;
 use crate::sys::frames::FramePool;
+use crate::sys::interface::InterfaceControl;
 use crate::sys::packet::PacketFilter;
 use crate::types::PortId;
 
@@ -84,7 +85,8 @@ impl OpenPorts {
 fn candidates(options: &RunOptions) -> &'static [SteeringKind] {
     use SteeringKind::{Guard, XdpGeneric, XdpNative};
     match (options.io, options.xdp_mode) {
-        (IoChoice::Auto, XdpMode::Auto) => &[XdpNative, XdpGeneric, Guard],
+        // Raw sockets before AF_XDP in the stack: what offloading merged passes the one whole, and is lost to the other.
+        (IoChoice::Auto, XdpMode::Auto) => &[XdpNative, Guard, XdpGeneric],
         (IoChoice::Auto, XdpMode::Native) => &[XdpNative, Guard],
         (IoChoice::Auto, XdpMode::Generic) => &[XdpGeneric, Guard],
         (IoChoice::Xdp, XdpMode::Auto) => &[XdpNative, XdpGeneric],
@@ -104,6 +106,7 @@ pub(super) fn open(
     interfaces: &[PortState],
     steering: impl Fn() -> Result<Steering, SteeringError>,
 ) -> Result<(Steering, OpenPorts), PortError> {
+    let interfaces = &with_queues_in_use(interfaces)?;
     let mut failures: Vec<String> = Vec::new();
     let ways = candidates(options);
     for (position, &kind) in ways.iter().enumerate() {
@@ -120,6 +123,19 @@ pub(super) fn open(
     Err(PortError::Gone("no way to open a port was left".to_owned()))
 }
 
+/// The interfaces with the queues that are in use, where drivers say: many network cards could have more.
+fn with_queues_in_use(interfaces: &[PortState]) -> Result<Vec<PortState>, PortError> {
+    let gone = |name: &str| PortError::Gone(name.to_owned());
+    let with = |interface: &PortState| {
+        let queues = InterfaceControl::new()
+            .and_then(|control| control.receive_queues(&interface.name))
+            .map_err(|_| gone(&interface.name))?;
+        let receive_queues = queues.unwrap_or(interface.receive_queues).max(1);
+        Ok(PortState { receive_queues, ..interface.clone() })
+    };
+    interfaces.iter().map(with).collect()
+}
+
 fn open_as(
     options: &RunOptions,
     interfaces: &[PortState],
@@ -129,7 +145,7 @@ fn open_as(
     let mut reports = Vec::new();
     let mut opened = Ok(Vec::new());
     for interface in interfaces {
-        let queues = interface.receive_queues.max(1);
+        let queues = interface.receive_queues;
         match steering.attach(&SteeredInterface { name: interface.name.clone(), queues, kind }) {
             Ok(report) => reports.push(report),
             Err(error) => {
@@ -190,8 +206,9 @@ fn open_xdp(
 ) -> Result<(WorkerPorts, Vec<Option<PortKind>>), PortError> {
     // Worker w of N owns the queues q with q mod N = w, on every interface.
     let owned = |interface: &PortState| -> Vec<u32> {
-        let queues = interface.receive_queues.max(1);
-        (0..queues).filter(|queue| *queue as usize % usize::from(options.workers) == worker).collect()
+        (0..interface.receive_queues)
+            .filter(|queue| *queue as usize % usize::from(options.workers) == worker)
+            .collect()
     };
     let xdp = XdpOptions { complete_checksums: !options.no_checksum_completion, ..XdpOptions::default() };
     let rings: usize = interfaces.iter().map(|interface| xdp.chunks(owned(interface).len())).sum();

@@ -33,6 +33,8 @@ pub struct Link {
     pub parent: Option<u32>,
     /// The tag, where this is a VLAN interface on [`parent`](Self::parent).
     pub vlan: Option<VlanTag>,
+    /// A macvlan on [`parent`](Self::parent): another Ethernet address of the same cable.
+    pub macvlan: bool,
 }
 
 /// An address of an interface.
@@ -115,6 +117,7 @@ impl Link {
             transmit_queues: 1,
             parent: None,
             vlan: None,
+            macvlan: false,
         };
         let mut parent_elsewhere = false;
         for (kind, value) in Attributes::after(message.payload, k::LINK_FIXED) {
@@ -126,7 +129,10 @@ impl Link {
                 k::IFLA_LINK_NETNSID => parent_elsewhere = true,
                 k::IFLA_NUM_RX_QUEUES => link.receive_queues = read_u32(value, 0)?,
                 k::IFLA_NUM_TX_QUEUES => link.transmit_queues = read_u32(value, 0)?,
-                k::IFLA_LINKINFO => link.vlan = vlan(value),
+                k::IFLA_LINKINFO => {
+                    link.vlan = vlan(value);
+                    link.macvlan = link_kind(value).is_some_and(|kind| kind == "macvlan");
+                }
                 _ => {}
             }
         }
@@ -137,14 +143,23 @@ impl Link {
     }
 }
 
+/// An attribute in a link's IFLA_LINKINFO.
+fn link_information(information: &[u8], wanted: u16) -> Option<&[u8]> {
+    Attributes::new(information).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// The name of the link's driver, for virtual ones, in its IFLA_LINKINFO.
+fn link_kind(information: &[u8]) -> Option<String> {
+    link_information(information, k::IFLA_INFO_KIND).map(text)
+}
+
 /// The tag in a link's IFLA_LINKINFO, where the link is a VLAN interface.
 fn vlan(information: &[u8]) -> Option<VlanTag> {
-    let find = |wanted| Attributes::new(information).find(|(kind, _)| *kind == wanted);
-    if text(find(k::IFLA_INFO_KIND)?.1) != "vlan" {
+    if link_kind(information)? != "vlan" {
         return None;
     }
     let mut tag = VlanTag { protocol: 0x8100, id: 0 };
-    for (kind, value) in Attributes::new(find(k::IFLA_INFO_DATA)?.1) {
+    for (kind, value) in Attributes::new(link_information(information, k::IFLA_INFO_DATA)?) {
         match kind {
             k::IFLA_VLAN_ID => tag.id = read_u16(value, 0)?,
             // The one number here that is in network byte order.

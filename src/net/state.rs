@@ -18,6 +18,10 @@ pub struct PortState {
     pub ifindex: Option<u32>,
     /// Its Ethernet address; while it is gone, the one that it had.
     pub mac: MacAddress,
+    /// Ethernet addresses of the interfaces stacked on it that are up, macvlans and VLANs, in order: frames to them
+    /// arrive here too, as those to the virtual router's address that keepalived makes (`use_vmac`). Its own is not
+    /// among them.
+    pub stacked_macs: Vec<MacAddress>,
     /// Largest IP packet in bytes; while it is gone, what it was.
     pub mtu: u32,
     /// There, switched on, and with a carrier.

@@ -11,6 +11,10 @@ use super::state::{NetworkState, PortState};
 use crate::forward::{NextHop, NextHopError, VlanTag};
 use crate::types::{Family, MacAddress, PortId, Prefix};
 
+/// Most interfaces on top of each other between a port and one that is stacked on it.
+const MAX_STACKING: usize = 8;
+/// Most further Ethernet addresses of a port: VRRP has 255 groups for each family.
+const MAX_STACKED_MACS: usize = 510;
 /// How long to leave a neighbour alone after the kernel was asked to resolve it.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// States in which the Ethernet address may be used.
@@ -278,6 +282,37 @@ impl View {
         state
     }
 
+    /// Ethernet addresses other than its own of what is stacked on an interface, by which its cable reaches the host.
+    fn stacked_macs(&self, port: &Link) -> Vec<MacAddress> {
+        let mut macs: Vec<MacAddress> = self
+            .links
+            .values()
+            .filter(|link| link.up && self.is_stacked(link, port.index))
+            .filter_map(|link| link.mac.filter(|_| link.mac != port.mac))
+            .collect();
+        macs.sort_unstable_by_key(|mac| mac.0);
+        macs.dedup();
+        macs.truncate(MAX_STACKED_MACS);
+        macs
+    }
+
+    /// Whether frames for `link` arrive by the interface `below`, through macvlans and VLANs only.
+    fn is_stacked(&self, link: &Link, below: u32) -> bool {
+        let mut link = Some(link);
+        for _ in 0..MAX_STACKING {
+            let Some(parent) =
+                link.filter(|link| link.macvlan || link.vlan.is_some()).and_then(|link| link.parent)
+            else {
+                return false;
+            };
+            if parent == below {
+                return true;
+            }
+            link = self.links.get(&parent);
+        }
+        false
+    }
+
     fn port_state(&self, port: &Port) -> PortState {
         let link = port.link.as_ref();
         let own = |address: &&InterfaceAddress| link.is_some_and(|link| link.index == address.link);
@@ -288,6 +323,7 @@ impl View {
             name: port.name.clone(),
             ifindex: link.map(|link| link.index),
             mac: port.last_mac,
+            stacked_macs: link.map_or_else(Vec::new, |link| self.stacked_macs(link)),
             mtu: port.last_mtu,
             up: link.is_some_and(|link| link.running),
             receive_queues: link.map_or(0, |link| link.receive_queues),
@@ -370,6 +406,39 @@ mod tests {
         let expected =
             NextHop::Ready { port: PortId(4), source: mac(7), destination: mac(99), vlan: None, mtu: 1500 };
         assert_eq!(hop(&view), expected);
+    }
+
+    #[test]
+    fn a_port_has_the_ethernet_addresses_of_what_is_stacked_on_it() {
+        let macvlan =
+            |index, parent, flags| Link { macvlan: true, ..link(index, "vrrp", flags, Some(parent), None) };
+        let mut view = view(
+            vec![
+                macvlan(9, 3, RUNNING),
+                link(7, "eth0.5", RUNNING, Some(3), Some(5)),
+                macvlan(8, 7, RUNNING),
+                // Down; on another interface; of another kind; a loop.
+                macvlan(10, 3, 0),
+                link(4, "eth1", RUNNING, None, None),
+                macvlan(11, 4, RUNNING),
+                link(12, "vxlan", RUNNING, Some(3), None),
+                macvlan(13, 14, RUNNING),
+                macvlan(14, 13, RUNNING),
+            ],
+            Route::None,
+        );
+        assert_eq!(view.state().ports[0].stacked_macs, [mac(7), mac(8), mac(9)]);
+        assert_eq!(view.state().ports[0].mac, mac(3));
+        view.set_links(
+            (20..1020_u32)
+                .map(|index| Link {
+                    mac: Some(MacAddress([2, 1, 0, 0, (index >> 8) as u8, index as u8])),
+                    ..macvlan(index, 3, RUNNING)
+                })
+                .chain([link(3, "eth0", RUNNING, None, None)])
+                .collect(),
+        );
+        assert_eq!(view.state().ports[0].stacked_macs.len(), MAX_STACKED_MACS);
     }
 
     #[test]

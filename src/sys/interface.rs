@@ -5,6 +5,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+/// ETHTOOL_GCHANNELS of linux/ethtool.h: how many queues are in use.
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// `struct ethtool_channels` of linux/ethtool.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+struct EthtoolChannels {
+    command: u32,
+    /// What there could be: receive, transmit, other, combined.
+    most: [u32; 4],
+    receive: u32,
+    transmit: u32,
+    other: u32,
+    combined: u32,
+}
+
 /// A socket to ask about interfaces; it belongs to the network namespace it was made in.
 #[derive(Debug)]
 pub struct InterfaceControl {
@@ -76,6 +92,22 @@ impl InterfaceControl {
         self.call(libc::SIOCSIFMTU, &mut request)
     }
 
+    /// Receive queues in use of the interface called `name`, which may be fewer than it has; none where its driver does
+    /// not say.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface.
+    pub fn receive_queues(&self, name: &str) -> io::Result<Option<u32>> {
+        let mut channels = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
+        let mut request = request(name)?;
+        request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut channels).cast();
+        match self.call(libc::SIOCETHTOOL, &mut request) {
+            Ok(()) => Ok(Some(channels.receive.saturating_add(channels.combined))),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn flags(&self, name: &str) -> io::Result<i32> {
         let mut request = request(name)?;
         self.call(libc::SIOCGIFFLAGS, &mut request)?;
@@ -84,8 +116,9 @@ impl InterfaceControl {
     }
 
     fn call(&self, what: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-        // SAFETY: each call used here reads and writes an `ifreq` and nothing else; the borrow is exclusive and
-        // outlives the call. There are no safe functions for them.
+        // SAFETY: each call used here reads and writes an `ifreq`, and SIOCETHTOOL also what `ifru_data` points to: a
+        // live local of the caller's, of the layout that its command asks for. The borrow is exclusive and outlives
+        // the call. There are no safe functions for them.
         let done = unsafe { libc::ioctl(self.socket.as_raw_fd(), what, std::ptr::from_mut(request)) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -115,6 +148,8 @@ mod tests {
         let index = control.index("lo").unwrap();
         assert_eq!(control.name(index).unwrap(), "lo");
         assert!(control.is_up(index).is_ok());
+        assert_eq!(control.receive_queues("lo").unwrap(), None, "it has no driver to ask");
+        assert_eq!(control.receive_queues("nosuch").unwrap_err().raw_os_error(), Some(libc::ENODEV));
         assert_eq!(control.check(u32::MAX).unwrap_err().raw_os_error(), Some(libc::ENODEV));
         for name in ["", "a-name-that-is-too-long", "nul\0"] {
             assert_eq!(control.flags(name).unwrap_err().kind(), io::ErrorKind::InvalidInput);
