@@ -10,6 +10,7 @@ mod configuration;
 mod counters;
 mod held;
 mod pipeline;
+mod schedule;
 mod shared;
 mod verdict;
 

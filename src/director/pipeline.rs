@@ -5,13 +5,12 @@
 //! bucket's lock before anything is scheduled. Results do not depend on how frames are split into batches.
 
 use crate::conn::{
-    BucketGuard, Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6,
-    Lifecycle, NewConnection, State, StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
+    Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6, Lifecycle, State,
+    StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
-use crate::scheduler::Flow;
-use crate::service::{FTP_DATA_PORT, RealServer, ServerId, ServerSlot, Service};
+use crate::service::{ServerId, ServerSlot};
 use crate::sys::frames::FramePool;
-use crate::types::{ForwardingMethod, Instant, PortId, Protocol, ServiceKey};
+use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
 use crate::wire::transport::tcp_flags;
 use crate::wire::{self, Addresses, Fragment, Outcome, Parsed};
 
@@ -22,7 +21,7 @@ use super::shared::Shared;
 use super::{DropReason, Verdict};
 
 /// First chunk of an SCTP association (RFC 9260, section 3.3.2).
-const SCTP_INIT: u8 = 1;
+pub(super) const SCTP_INIT: u8 = 1;
 
 /// What the first stages note of each frame.
 #[derive(Clone, Copy, Debug)]
@@ -269,7 +268,7 @@ impl Pass<'_> {
     }
 
     #[inline]
-    fn count(&self, server: ServerId, slot: &ServerSlot, packet: &Parsed) {
+    pub(super) fn count(&self, server: ServerId, slot: &ServerSlot, packet: &Parsed) {
         let traffic = &self.counters.traffic;
         traffic.server(server).packet_in(packet.ip_length);
         traffic.service(slot.service()).packet_in(packet.ip_length);
@@ -277,7 +276,7 @@ impl Pass<'_> {
 
     /// Moves the state machine on and puts the deadline off.
     #[inline(always)]
-    fn advance<F: Handled>(
+    pub(super) fn advance<F: Handled>(
         &mut self,
         index: u32,
         record: Connection<'_, F>,
@@ -316,172 +315,10 @@ impl Pass<'_> {
     }
 
     #[cold]
-    fn end<F: Handled>(&mut self, id: ConnectionId) {
+    pub(super) fn end<F: Handled>(&mut self, id: ConnectionId) {
         let Shared { slots, epochs, .. } = self.shared;
         F::table(self.shared).remove(id, slots, &mut F::local(self.locals).view, epochs);
     }
-
-    /// A packet without a connection: schedules it, if it may begin one and there is a service for it.
-    #[inline(never)]
-    fn unknown<F: Handled>(
-        &mut self,
-        packet: &Parsed,
-        protocol: Protocol,
-        key: &FlowKey<F>,
-        hash: u64,
-    ) -> Decision {
-        let settings = &self.configuration.settings;
-        let begins = match protocol {
-            Protocol::Tcp => {
-                (settings.sloppy_tcp || packet.tcp_flags & tcp_flags::SYN != 0)
-                    && packet.tcp_flags & tcp_flags::RST == 0
-            }
-            Protocol::Udp => true,
-            Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
-        };
-        let destination = packet.addresses.destination();
-        let services = &self.configuration.services;
-        let service = services
-            .find(protocol, destination, packet.destination_port)
-            .filter(|service| may_be_scheduled(service, packet) && self.network.is_local(destination));
-        let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
-        match service {
-            // Steered here for a service that the director before had, and this one may yet be given.
-            None if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
-            None => Decision::End(Verdict::ToHost),
-            Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
-            Some(_) if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
-            Some(_) => Decision::End(Verdict::ToHost),
-        }
-    }
-
-    /// Picks a real server and makes the connection. Locks, in this order, the service's scheduler and the
-    /// flow's bucket; a connection that another worker made meanwhile is found under the lock, before
-    /// anything is picked.
-    fn schedule<F: Handled>(
-        &mut self,
-        service: &Service,
-        packet: &Parsed,
-        protocol: Protocol,
-        key: &FlowKey<F>,
-        hash: u64,
-    ) -> Decision {
-        let shared = self.shared;
-        let table = F::table(shared);
-        if table.is_nearly_full() {
-            self.make_room::<F>(hash);
-        }
-        let mut chooser = service.chooser.lock();
-        let bucket = table.lock(hash);
-        if let Some(index) = bucket.find(key, self.now) {
-            drop((bucket, chooser));
-            return self.known_to_another::<F>(index, packet, protocol);
-        }
-        let flow = Flow {
-            client: packet.addresses.source(),
-            client_port: packet.source_port,
-            destination: packet.addresses.destination(),
-        };
-        let Some(server) = chooser.choose(&shared.slots, &flow) else {
-            return Decision::End(Verdict::Drop(DropReason::NoRealServer));
-        };
-        let made = self.make::<F>(&bucket, key, packet, protocol, server);
-        drop((bucket, chooser));
-        if !made {
-            return Decision::End(Verdict::Drop(DropReason::ConnectionTableFull));
-        }
-        let traffic = &self.counters.traffic;
-        traffic.server(server.id).connection();
-        traffic.service(service.id).connection();
-        self.count(server.id, shared.slots.get(server.id), packet);
-        Decision::Forward(server.id, server.method)
-    }
-
-    /// Ends some connections that never came to anything, so that a flood pushes out its own kind before those that
-    /// somebody uses: TCP and SCTP that are half open or over, UDP of a single packet.
-    #[cold]
-    fn make_room<F: Handled>(&mut self, random: u64) {
-        let Shared { slots, epochs, .. } = self.shared;
-        let unassured = |lifecycle: Lifecycle, record: Connection<'_, F>| {
-            let (_, _, protocol) = record.ports();
-            match Protocol::from_number(protocol) {
-                Some(Protocol::Tcp) => {
-                    matches!(lifecycle.state, State::SYN_RECV | State::SYNACK | State::CLOSE)
-                }
-                Some(Protocol::Sctp) => matches!(
-                    lifecycle.state,
-                    State::SCTP_INIT1 | State::SCTP_INIT | State::SCTP_REJECTED | State::SCTP_CLOSED
-                ),
-                Some(Protocol::Udp) => record.packets() <= 1,
-                None => true,
-            }
-        };
-        let view = &mut F::local(self.locals).view;
-        F::table(self.shared).evict(random, slots, view, epochs, unassured);
-    }
-
-    /// The connection that another worker made since the look-up.
-    #[cold]
-    fn known_to_another<F: Handled>(&mut self, index: u32, packet: &Parsed, protocol: Protocol) -> Decision {
-        let record = F::table(self.shared).record(index);
-        let server = record.server();
-        self.count(server, self.shared.slots.get(server), packet);
-        record.count_packet();
-        self.advance::<F>(index, record, record.lifecycle(), packet, protocol);
-        Decision::Forward(server, record.target().1)
-    }
-
-    /// Makes the connection of a packet and files its timer; says false where there is no room.
-    fn make<F: Handled>(
-        &mut self,
-        bucket: &BucketGuard<'_, F>,
-        key: &FlowKey<F>,
-        packet: &Parsed,
-        protocol: Protocol,
-        server: RealServer,
-    ) -> bool {
-        let Shared { slots, epochs, .. } = self.shared;
-        let Local { view, wheel } = F::local(self.locals);
-        if let Some(expired) = bucket.find_expired(key) {
-            bucket.remove(expired, slots, view, epochs);
-        }
-        let mut flags = Flags::INACTIVE;
-        if server.method != ForwardingMethod::Masquerading {
-            flags = flags.with(Flags::NO_OUTPUT);
-        }
-        let fresh = Lifecycle { generation: 0, flags, state: State::NONE };
-        let state = next_state(protocol, fresh, packet);
-        if state.is_active(protocol) {
-            flags = flags.without(Flags::INACTIVE);
-        }
-        let deadline = self.now + self.configuration.settings.timeouts.of(packet.protocol, state);
-        // Only NAT translates ports (`ip_vs_conn_new` for the others gets the destination's own port).
-        let port = match server.method {
-            ForwardingMethod::Masquerading if server.port != 0 => server.port,
-            _ => packet.destination_port,
-        };
-        let new = NewConnection { server: server.id, port, method: server.method, flags, state, deadline };
-        let Ok(index) = bucket.insert(key, new, slots, view, epochs) else { return false };
-        let table = F::table(self.shared);
-        table.record(index).count_packet();
-        if wheel.file(table, index, deadline) {
-            return true;
-        }
-        let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
-        bucket.remove(id, slots, view, epochs);
-        false
-    }
-}
-
-/// Whether a service without persistence schedules a packet that was found to be its own: not FTP's data, in either
-/// direction, and no other port's (`ip_vs_schedule`).
-#[inline]
-fn may_be_scheduled(service: &Service, packet: &Parsed) -> bool {
-    let own_port = match service.key {
-        ServiceKey::Address { port, .. } => port == packet.destination_port,
-        ServiceKey::Mark { .. } => true,
-    };
-    own_port && packet.source_port != FTP_DATA_PORT
 }
 
 /// Whether the packet begins a connection even where there is one (`is_new_conn`).
@@ -496,7 +333,7 @@ fn opens(packet: &Parsed, protocol: Protocol) -> bool {
 
 /// The state after a packet from the client.
 #[inline]
-fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed) -> State {
+pub(super) fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed) -> State {
     let replies_seen = !lifecycle.flags.contains(Flags::NO_OUTPUT);
     let direction = if replies_seen { Direction::Input } else { Direction::InputOnly };
     match protocol {

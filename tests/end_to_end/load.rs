@@ -1,7 +1,7 @@
 //! Fifty thousand requests over each kind of port, of which none may fail, while the director's host goes about its
 //! own business.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -60,11 +60,16 @@ fn load(port_type: PortType, workers: &str) {
     let director = Director::start(site, "director", &["eth0"], port_type, &["--workers", workers]);
     cluster.add_plain_service();
     let to = SocketAddrV4::new(cluster.layout.vip.parse().unwrap(), PLAIN_PORT);
-    let (stop, never) = (AtomicBool::new(false), AtomicBool::new(false));
+    let [stop, served, never] = [const { AtomicBool::new(false) }; 3];
     let rounds = AtomicU64::new(0);
     let resets = site.snmp("director", "Tcp", "OutRsts");
     std::thread::scope(|scope| {
-        scope.spawn(|| site.inside("director", || serve(&format!("0.0.0.0:{OWN_PORT}"), GREETING, &stop)));
+        let listener = site.inside("director", || TcpListener::bind(("0.0.0.0", OWN_PORT))).unwrap();
+        let _serving = StopWhenDropped(&served);
+        scope.spawn({
+            let served = &served;
+            move || serve(&listener, GREETING, served)
+        });
         let looking = scope.spawn(|| {
             site.inside("client", || rounds.store(use_the_host(&cluster, &stop), Ordering::Relaxed))
         });

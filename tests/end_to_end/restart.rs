@@ -1,6 +1,6 @@
 //! The director dies, is started again, or ends: no client hears anything from the host in its place.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -119,7 +119,8 @@ fn a_killed_director_is_cleaned_up_by_detach() {
         let _end = StopWhenDropped(&stop);
         for port in [PLAIN_PORT, OWN_PORT] {
             let stop = &stop;
-            scope.spawn(move || site.inside("director", || serve(&format!("0.0.0.0:{port}"), "host", stop)));
+            let listener = site.inside("director", || TcpListener::bind(("0.0.0.0", port))).unwrap();
+            scope.spawn(move || serve(&listener, "host", stop));
         }
         for port_type in PortType::ALL {
             wait_for("the host's own service", || host_answers(site, to) && host_answers(site, own));
@@ -156,8 +157,10 @@ fn a_stopped_director_leaves_nothing() {
     let stop = AtomicBool::new(false);
     let to: SocketAddr = format!("{}:{PLAIN_PORT}", cluster.layout.vip).parse().unwrap();
     std::thread::scope(|scope| {
-        let _end = StopWhenDropped(&stop);
-        scope.spawn(|| site.inside("director", || serve(&format!("0.0.0.0:{PLAIN_PORT}"), "host", &stop)));
+        let stop = &stop;
+        let _end = StopWhenDropped(stop);
+        let listener = site.inside("director", || TcpListener::bind(("0.0.0.0", PLAIN_PORT))).unwrap();
+        scope.spawn(move || serve(&listener, "host", stop));
         wait_for("the host's own service", || host_answers(site, to));
         for port_type in PortType::ALL {
             let director = Director::start(site, "director", &["eth0"], port_type, &[]);

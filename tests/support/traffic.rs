@@ -163,9 +163,8 @@ impl Load {
     }
 }
 
-/// Answers connections in the calling thread's namespace with `text`, until `stop`.
-pub(crate) fn serve(address: &str, text: &str, stop: &AtomicBool) {
-    let listener = TcpListener::bind(address).unwrap();
+/// Answers connections with `text`, until `stop`.
+pub(crate) fn serve(listener: &TcpListener, text: &str, stop: &AtomicBool) {
     listener.set_nonblocking(true).unwrap();
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
