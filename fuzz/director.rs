@@ -383,7 +383,7 @@ fn without_lifetime(packet: &[u8]) -> Vec<u8> {
 fn check_reply(before: &[u8], after: &[u8], port: PortId) {
     let came = packet(before);
     let (answer, _) = quoted(after);
-    assert_eq!(port, PortId(0));
+    assert!(port.0 < 2, "{port:?}");
     assert_eq!((&after[..6], &after[6..12]), (&before[6..12], &before[..6]));
     assert_eq!(answer.addresses, came.addresses.reversed());
     assert_eq!(verify(after, &answer), Checked::Right);
