@@ -79,6 +79,11 @@ impl Network {
         self.ports.get(usize::from(port.0)).is_some_and(|port| port.addresses.contains(&address))
     }
 
+    /// The largest IP packet of a port, in bytes.
+    pub fn port_mtu(&self, port: PortId) -> Option<u32> {
+        self.ports.get(usize::from(port.0)).map(|port| port.mtu)
+    }
+
     /// Whether `address` is this host's.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.local.contains(&address) || self.local_networks.iter().any(|network| network.contains(address))

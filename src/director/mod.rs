@@ -132,6 +132,11 @@ impl Director {
                     waybills.push((position, Waybill::new(server, packet, &entry.offload)));
                 }
                 (Verdict::Drop(reason), server) => {
+                    // Larger than the link that it came by: merged on the way, which its sender knows nothing of.
+                    let merged = network.port_mtu(entry.port).is_some_and(|mtu| packet.ip_length > mtu);
+                    if merged {
+                        return verdict;
+                    }
                     let next_hop = server.map(|server| network.next_hop(server));
                     return answers.instead_of(reason, frames, entry, packet, next_hop, now);
                 }

@@ -377,6 +377,8 @@ fn clients_are_told_why_a_packet_cannot_be_served() {
     ];
     for (what, frame, kind, code, rest) in rows {
         let mut lab = Lab::new(1);
+        lab.network.ports[0].mtu = 9000;
+        lab.publish();
         let got = lab.one(frame.clone());
         let (got_kind, got_code, got_rest, packet) = answer(&got);
         assert_eq!((got_kind, got_code, got_rest), (kind, code, rest), "{what}");
@@ -395,6 +397,13 @@ fn clients_are_told_why_a_packet_cannot_be_served() {
         assert_eq!(*quoted, frame[14..], "the packet as it came");
     }
     assert_eq!(answer(&Lab::new(0).one(tcp6(1, SYN))).0, 1);
+}
+
+#[test]
+fn what_was_merged_on_its_way_is_not_answered() {
+    let mut lab = Lab::new(1);
+    let merged = build().dont_fragment().transport(segment(1, 80, SYN)).payload(&[0; 1500]).frame();
+    assert_eq!(lab.one(merged).verdict, Verdict::Drop(DropReason::TooBig));
 }
 
 #[test]

@@ -8,6 +8,8 @@
 //! A port keeps chunks of the pool: in rings, in slots to receive into, queued for sending. Each says how many
 //! ([`XdpPort::held`], [`PacketPort::held`]), and gives them back when it is closed rather than dropped.
 
+#[cfg(feature = "afxdp")]
+mod afxdp;
 mod checksum;
 mod host;
 mod memory;
@@ -28,6 +30,8 @@ use crate::director::{Batch, Offload};
 use crate::sys::frames::{Frame, FramePool};
 use crate::sys::packet::VirtioHeader;
 
+#[cfg(feature = "afxdp")]
+pub use afxdp::{AfxdpError, AfxdpPort};
 pub use checksum::{complete as complete_checksum, complete_if_partial as complete_partial_checksum};
 pub use host::{HostPort, HostStatistics};
 pub use memory::{MemoryLink, MemoryPort};

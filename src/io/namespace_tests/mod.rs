@@ -1,5 +1,7 @@
 //! Tests of the ports on real interfaces: veth pairs between network namespaces. They need root.
 
+#[cfg(feature = "afxdp")]
+mod afxdp;
 mod host;
 mod packet;
 mod xdp;

@@ -117,7 +117,8 @@ fn attach_with(
     let sockets = match kind {
         SteeringKind::Guard => None,
         SteeringKind::XdpNative | SteeringKind::XdpGeneric => {
-            Some(Map::create(MapKind::XdpSockets, "uvs_sockets", 4, 4, wanted.queues.max(1))?)
+            // The name by which libbpf, and so the crate afxdp, finds where to put a socket.
+            Some(Map::create(MapKind::XdpSockets, "xsks_map", 4, 4, wanted.queues.max(1))?)
         }
     };
     let flavour = match &sockets {

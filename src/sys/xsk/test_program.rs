@@ -14,8 +14,9 @@ impl RedirectAll {
     /// Loads the program and attaches it to an interface of the calling thread's network namespace: in the
     /// driver, or else in the stack.
     pub(crate) fn attach(interface: u32, native: bool) -> io::Result<Self> {
-        // BPF_MAP_TYPE_XSKMAP, 4-byte keys and values, 64 of them.
-        let map = bpf_fd(0, &[pair(17, 4), pair(4, 64)])?;
+        // BPF_MAP_TYPE_XSKMAP, 4-byte keys and values, 64 of them; "xsks_map", by which libbpf finds it.
+        let name = [u32::from_le_bytes(*b"xsks"), u32::from_le_bytes(*b"_map")];
+        let map = bpf_fd(0, &[pair(17, 4), pair(4, 64), 0, pair(0, name[0]), pair(name[1], 0)])?;
         let instructions: [u64; 6] = [
             // r2 = xdp_md.rx_queue_index
             0x0000_0000_0010_1261,
