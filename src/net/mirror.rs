@@ -18,8 +18,8 @@ use super::socket::NetlinkError;
 use super::state::NetworkState;
 use crate::types::PortId;
 
-/// Most destinations that are mirrored; above any sensible number of real servers.
-pub const MAX_DESTINATIONS: usize = 1 << 14;
+/// Most destinations that are mirrored: as many as there can be real servers, each with an address of its own.
+pub const MAX_DESTINATIONS: usize = crate::service::MAX_REAL_SERVERS;
 /// Most receivers of [`Mirror::changed`].
 const MAX_SUBSCRIBERS: usize = 16;
 /// Room for notifications from the kernel, in bytes.

@@ -90,10 +90,13 @@ impl Session {
         &self.notifications
     }
 
-    /// Sets the destinations to know the way to, and asks for their routes at once.
+    /// Sets the destinations to know the way to, and asks at once for the routes of those that are new: what is known
+    /// is kept true by notifications, so that one more among thousands costs one question.
     pub(super) fn want(&mut self, wanted: Arc<BTreeSet<IpAddr>>) -> Result<(), NetlinkError> {
         self.wanted = wanted;
-        self.read_routes()
+        let mut routes = self.view.routes().clone();
+        routes.retain(|destination, _| self.wanted.contains(destination));
+        self.read_missing(routes)
     }
 
     /// Takes in notifications, reads again what they and time made stale, asks for neighbours that are due.
@@ -181,10 +184,16 @@ impl Session {
     }
 
     fn read_routes(&mut self) -> Result<(), NetlinkError> {
-        let mut routes = BTreeMap::new();
+        self.read_missing(BTreeMap::new())
+    }
+
+    /// Reads the routes to what is wanted, but for those in `routes`.
+    fn read_missing(&mut self, mut routes: BTreeMap<IpAddr, Route>) -> Result<(), NetlinkError> {
         let wanted = Arc::clone(&self.wanted);
         for &destination in wanted.iter() {
-            routes.insert(destination, self.read_route(destination)?);
+            if !routes.contains_key(&destination) {
+                routes.insert(destination, self.read_route(destination)?);
+            }
         }
         self.changed = true;
         for key in self.view.set_routes(routes) {
@@ -336,6 +345,29 @@ mod tests {
             session.turn(session.refreshed + REFRESH_INTERVAL).unwrap();
             let state = session.view().state();
             assert!((1..=254).all(|last| state.is_local(address(last))));
+        })
+        .join()
+        .unwrap();
+    }
+
+    /// Real servers are added one by one: each costs the question for its own route, not for those of all others.
+    #[test]
+    fn one_more_destination_does_not_ask_for_all_again() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none_or(|value| value != "1"), "needs root");
+            eprintln!("SKIPPED: needs root, to make a network namespace");
+            return;
+        }
+        std::thread::spawn(|| {
+            crate::sys::namespace::unshare_network().unwrap();
+            let mut session = Session::open(&[(PortId(0), "lo".to_owned())], TINY_BUFFER).unwrap();
+            let mut want = |last: std::ops::Range<u8>| {
+                let before = session.netlink.sequence();
+                session.want(Arc::new(last.map(|last| IpAddr::from([192, 0, 2, last])).collect())).unwrap();
+                assert_eq!(session.view.routes().len(), session.wanted.len());
+                session.netlink.sequence() - before
+            };
+            assert_eq!([want(0..100), want(0..101), want(50..101), want(0..101)], [100, 1, 0, 50]);
         })
         .join()
         .unwrap();

@@ -101,6 +101,12 @@ impl Netlink {
         Ok(Self { fd, sequence: 0, buffer: vec![0; DATAGRAM] })
     }
 
+    /// How many requests were sent.
+    #[cfg(test)]
+    pub(super) fn sequence(&self) -> u32 {
+        self.sequence
+    }
+
     /// Asks for a change, and waits until it is made. `what` completes "the kernel refused to ...".
     ///
     /// # Errors

@@ -151,6 +151,11 @@ impl View {
         before != *neighbour
     }
 
+    /// The routes read so far.
+    pub(super) fn routes(&self) -> &BTreeMap<IpAddr, Route> {
+        &self.routes
+    }
+
     /// The neighbours to ask the kernel for now, at most `limit`, those that waited longest first. An entry
     /// that is only STALE is among them: the kernel does not see our traffic, so it would forget it.
     pub(super) fn due(&self, now: Instant, limit: usize) -> Vec<NeighbourKey> {
