@@ -6,6 +6,7 @@
 //! of reading, not two. Notifications of neighbours are taken in as they come, but only of those that routes
 //! lead through; other neighbours are never stored.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -191,8 +192,8 @@ impl Session {
     fn read_missing(&mut self, mut routes: BTreeMap<IpAddr, Route>) -> Result<(), NetlinkError> {
         let wanted = Arc::clone(&self.wanted);
         for &destination in wanted.iter() {
-            if !routes.contains_key(&destination) {
-                routes.insert(destination, self.read_route(destination)?);
+            if let Entry::Vacant(missing) = routes.entry(destination) {
+                missing.insert(self.read_route(destination)?);
             }
         }
         self.changed = true;
