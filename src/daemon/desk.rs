@@ -18,7 +18,7 @@ use crate::control::state::State;
 use crate::director::{Network, PortLink, Shared};
 use crate::forward::NextHop;
 use crate::io::steering::{Steering, SteeringKey};
-use crate::net::{Mirror, NetworkState};
+use crate::net::{Mirror, NetworkState, PortState};
 use crate::types::{Duration, Instant};
 use crate::worker::clock;
 
@@ -205,8 +205,11 @@ fn tell_changes(before: &NetworkState, now: &NetworkState) {
 
 /// The packet path's view of the kernel.
 fn network(snapshot: &NetworkState, state: &State) -> Network {
-    let ports =
-        snapshot.ports.iter().map(|port| PortLink { addresses: vec![port.mac], mtu: port.mtu }).collect();
+    let link = |port: &PortState| PortLink {
+        addresses: std::iter::once(port.mac).chain(port.stacked_macs.iter().copied()).collect(),
+        mtu: port.mtu,
+    };
+    let ports = snapshot.ports.iter().map(link).collect();
     let mut next_hops = Vec::new();
     for (id, address) in state.wanted() {
         if next_hops.len() <= id.index() {

@@ -18,6 +18,9 @@ pub struct PortState {
     pub ifindex: Option<u32>,
     /// Its Ethernet address; while it is gone, the one that it had.
     pub mac: MacAddress,
+    /// Other Ethernet addresses that frames for this host carry there: of the interfaces stacked on it, such as the
+    /// one that a VRRP daemon makes for a virtual router's address. Sorted, each once.
+    pub stacked_macs: Vec<MacAddress>,
     /// Largest IP packet in bytes; while it is gone, what it was.
     pub mtu: u32,
     /// There, switched on, and with a carrier.

@@ -1,7 +1,7 @@
 //! What was read from the kernel, and what follows from it. Makes no system call and reads no clock, so that
 //! any situation can be tested, also those that the machine at hand cannot be brought into.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use crate::types::{Family, MacAddress, PortId, Prefix};
 
 /// How long to leave a neighbour alone after the kernel was asked to resolve it.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Most addresses of stacked interfaces on a port: a VRRP daemon has at most 255 virtual routers on one.
+const MAX_STACKED: usize = 256;
 /// States in which the Ethernet address may be used.
 const USABLE: u16 =
     k::NUD_REACHABLE | k::NUD_STALE | k::NUD_DELAY | k::NUD_PROBE | k::NUD_NOARP | k::NUD_PERMANENT;
@@ -283,6 +285,19 @@ impl View {
         state
     }
 
+    /// The addresses of what is stacked on a link, and on that: a macvlan interface on a VLAN interface, at most.
+    fn stacked_macs(&self, link: &Link) -> Vec<MacAddress> {
+        let lies_on_it = |upper: &Link| {
+            let parent = upper.parent.filter(|&parent| parent != upper.index);
+            parent == Some(link.index)
+                || parent.and_then(|parent| self.links.get(&parent)).and_then(|middle| middle.parent)
+                    == Some(link.index)
+        };
+        let upper = self.links.values().filter(|upper| upper.up && lies_on_it(upper));
+        let macs = upper.filter_map(|upper| upper.mac).filter(|&mac| Some(mac) != link.mac);
+        macs.collect::<BTreeSet<_>>().into_iter().take(MAX_STACKED).collect()
+    }
+
     fn port_state(&self, port: &Port) -> PortState {
         let link = port.link.as_ref();
         let own = |address: &&InterfaceAddress| link.is_some_and(|link| link.index == address.link);
@@ -293,6 +308,7 @@ impl View {
             name: port.name.clone(),
             ifindex: link.map(|link| link.index),
             mac: port.last_mac,
+            stacked_macs: link.map_or_else(Vec::new, |link| self.stacked_macs(link)),
             mtu: port.last_mtu,
             up: link.is_some_and(|link| link.running),
             receive_queues: link.map_or(0, |link| link.receive_queues),
@@ -361,6 +377,23 @@ mod tests {
             mtu: 1500,
         };
         assert_eq!(hop(&view), expected);
+    }
+
+    #[test]
+    fn frames_for_what_is_stacked_on_a_port_are_for_this_host() {
+        let up = |index, name, parent| link(index, name, RUNNING, parent, None);
+        let view = view(
+            vec![
+                up(4, "eth1", None),
+                up(7, "eth0.100", Some(3)),
+                up(8, "vrrp.1", Some(3)),
+                up(9, "vrrp.2", Some(7)),
+                up(10, "other", Some(4)),
+                link(11, "down", 0, Some(3), None),
+            ],
+            via(3),
+        );
+        assert_eq!(view.state().ports[0].stacked_macs, [mac(7), mac(8), mac(9)]);
     }
 
     #[test]
