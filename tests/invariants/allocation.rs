@@ -104,7 +104,7 @@ fn time_that_passes_allocates_nothing() {
     let (count, ()) = CountingAllocator::count(|| {
         // SYN_RECV lasts a minute.
         for _ in 0..1000 {
-            bench.now = bench.now + Duration::from_millis(100);
+            bench.now += Duration::from_millis(100);
             while !bench.tick() {}
         }
     });

@@ -123,13 +123,13 @@ proptest! {
                     bench.process();
                     ledger.check(&mut bench, frames.len());
                 }
-                Event::Time(milliseconds) => bench.now = bench.now + Duration::from_millis(milliseconds),
+                Event::Time(milliseconds) => bench.now += Duration::from_millis(milliseconds),
                 Event::Resolve(resolved) => bench.resolve(resolved),
             }
             ledger.tick(&mut bench);
         }
         // In the end, whatever is held comes up.
-        bench.now = bench.now + Duration::from_secs(3600);
+        bench.now += Duration::from_secs(3600);
         for _ in 0..100 {
             ledger.tick(&mut bench);
         }
