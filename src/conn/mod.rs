@@ -9,6 +9,8 @@
 mod bucket;
 mod epoch;
 mod key;
+#[cfg(all(test, uvs_shuttle))]
+mod model;
 mod pool;
 mod record;
 pub mod sctp;

@@ -6,12 +6,11 @@
 //! becomes empty goes back to its pool. Readers take no lock. One that loses sight of an entry while it moves
 //! only gets a miss, and a miss is looked up again under the lock before anything follows from it.
 
-use std::hint::spin_loop;
 use std::io;
 use std::marker::PhantomData;
 
 use crate::service::{ServerId, ServerSlots};
-use crate::sys::memory::atomic::{AtomicU64, Ordering};
+use crate::sys::memory::atomic::{AtomicU64, Ordering, spin_loop};
 use crate::sys::memory::{Words, prefetch};
 use crate::types::{ForwardingMethod, HashKey, Instant};
 

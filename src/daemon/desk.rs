@@ -41,6 +41,8 @@ struct Inner {
     steering: Option<Steering>,
     wanted: BTreeSet<IpAddr>,
     steered: BTreeSet<SteeringKey>,
+    /// The version of the state that the packet path goes by.
+    followed: Option<u64>,
     /// A director that died left keys: until then, and as long as nobody has said what there is to balance, its
     /// clients' frames go on being kept from the host. A script adds its services one by one.
     adopted_until: Option<Instant>,
@@ -64,6 +66,7 @@ impl Desk {
             steering: Some(steering),
             wanted: BTreeSet::new(),
             steered: BTreeSet::new(),
+            followed: None,
             adopted_until: adopted.then(|| clock() + ADOPTION),
             told: Arc::default(),
             told_oversized: vec![false; sources.ports.len()],
@@ -86,17 +89,26 @@ impl Desk {
     /// Makes what the state says happen, in this order: the ways to real servers are known before they are picked, and
     /// frames are steered here once there is a service for them.
     fn commit(&self, inner: &mut Inner) -> Result<(), ControlError> {
-        let wanted: BTreeSet<IpAddr> = inner.state.wanted().map(|(_, address)| address).collect();
-        if wanted != inner.wanted {
-            self.mirror.want(wanted.clone());
-            inner.wanted = wanted;
-            if !self.mirror.settle(SETTLE) {
-                tracing::warn!("the kernel takes long to say where the real servers are");
+        let version = inner.state.version();
+        let moved = inner.followed != Some(version);
+        if moved {
+            let wanted: BTreeSet<IpAddr> = inner.state.wanted().map(|(_, address)| address).collect();
+            if wanted != inner.wanted {
+                self.mirror.want(wanted.clone());
+                inner.wanted = wanted;
+                if !self.mirror.settle(SETTLE) {
+                    tracing::warn!("the kernel takes long to say where the real servers are");
+                }
             }
+            self.refresh(inner);
         }
-        self.refresh(inner);
         inner.state.publish();
-        self.steer(inner)
+        if moved || inner.adopted_until.is_some() {
+            self.steer(inner)?;
+        }
+        // Only now: what failed is tried again with the next command.
+        inner.followed = Some(version);
+        Ok(())
     }
 
     fn steer(&self, inner: &mut Inner) -> Result<(), ControlError> {

@@ -101,7 +101,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let served = match server.serve(Arc::clone(&running.desk) as Arc<_>) {
         Ok(served) => served,
         Err(error) => {
-            let _ = running.stop();
+            let _ = running.give_up();
             return Err(RunError::Control(error));
         }
     };
@@ -114,7 +114,9 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         running.desk.tick();
         if let Some(worker) = running.threads.iter().find(|thread| thread.is_finished()) {
             tracing::error!(worker = worker.thread().name(), "a worker has ended; the director ends with it");
-            break;
+            drop(served);
+            // As if killed: the host would reset every client, and the next director is to take over.
+            return running.end(false);
         }
     }
     tracing::info!("stopping");
@@ -147,13 +149,28 @@ struct Running {
     desk: Arc<Desk>,
     threads: Vec<JoinHandle<io::Result<()>>>,
     stop: Arc<AtomicBool>,
+    /// A dead director's program was taken over.
+    adopted: bool,
 }
 
 impl Running {
-    /// Gives the interfaces back to the host, then ends the workers. In this order the host may answer a client that
-    /// the director would still have served; in the other, its frames would be lost, which TCP mends, but for nothing.
+    /// After a start that failed: what a dead director left goes on dropping its clients' frames, the rest goes.
+    fn give_up(self) -> Result<(), RunError> {
+        let detach = !self.adopted;
+        self.end(detach)
+    }
+
     fn stop(self) -> Result<(), RunError> {
-        let detached = self.desk.take_steering().map_or(Ok(()), Steering::stop);
+        self.end(true)
+    }
+
+    /// Gives the interfaces back to the host, if it is to `detach` them, then ends the workers. In this order the host may answer a client that
+    /// the director would still have served; in the other, its frames would be lost, which TCP mends, but for nothing.
+    fn end(self, detach: bool) -> Result<(), RunError> {
+        let detached = match self.desk.take_steering() {
+            Some(steering) if detach => steering.stop(),
+            _ => Ok(()),
+        };
         self.stop.store(true, Ordering::Relaxed);
         let mut ended = Ok(());
         for thread in self.threads {
@@ -198,8 +215,14 @@ fn start(
     };
     let desk = Arc::new(Desk::new(state, Arc::clone(shared), mirror, steering, adopted, sources));
     let stop = Arc::new(AtomicBool::new(false));
-    let mut running = Running { desk, threads: Vec::new(), stop };
-    let ways = handovers(open.workers.len(), &owners, largest)?;
+    let mut running = Running { desk, threads: Vec::new(), stop, adopted };
+    let ways = match handovers(open.workers.len(), &owners, largest) {
+        Ok(ways) => ways,
+        Err(error) => {
+            let _ = running.give_up();
+            return Err(error.into());
+        }
+    };
     for (number, ((parts, handover), report)) in open.workers.into_iter().zip(ways).zip(reports).enumerate() {
         let worker = HostPort::open().map_err(RunError::Host).and_then(|host| {
             let worker = Worker {
@@ -216,7 +239,7 @@ fn start(
         match worker {
             Ok(thread) => running.threads.push(thread),
             Err(error) => {
-                let _ = running.stop();
+                let _ = running.give_up();
                 return Err(error);
             }
         }
@@ -224,7 +247,7 @@ fn start(
     // Last: from here on, frames come.
     let ((), committed) = running.desk.change(|_| ());
     if let Err(error) = committed {
-        let _ = running.stop();
+        let _ = running.give_up();
         return Err(RunError::System(io::Error::other(error.to_string())));
     }
     Ok(running)

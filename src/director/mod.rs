@@ -28,7 +28,7 @@ use crate::wire::{Malformed, Parsed};
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
 pub use configuration::{Configuration, Network, PortLink, Settings};
 pub use counters::{FrameCounts, WorkerCounters};
-pub use shared::{Capacity, Shared};
+pub use shared::{Capacity, Shared, Walk};
 pub use verdict::{DropReason, Verdict};
 
 use answer::Answers;

@@ -23,6 +23,13 @@ pub struct Capacity {
     pub workers: usize,
 }
 
+/// Where a walk over both tables stands; the default is the beginning.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Walk {
+    ipv6: bool,
+    next: u32,
+}
+
 impl Default for Capacity {
     fn default() -> Self {
         Self { connections: 1 << 20, servers: MAX_REAL_SERVERS, workers: 1 }
@@ -108,35 +115,46 @@ impl Shared {
             .fold(Traffic::default(), |sum, counters| sum + counters.traffic.server(id).read())
     }
 
-    /// Ends all connections to a real server (`expire_nodest_conn` does so when it is removed).
-    /// Walks the tables in steps; says how many it ended.
-    pub fn end_connections_of(&self, server: ServerId, views: &mut [WorkerView; 2], now: Instant) -> u64 {
-        self.end_of(&self.ipv4, server, &mut views[0], now)
-            + self.end_of(&self.ipv6, server, &mut views[1], now)
+    /// Goes on ending the connections whose real server was removed (`expire_nodest_conn` wants it so), a bounded number
+    /// of records further. Says where to go on next time, `None` at the end.
+    pub fn end_orphans(&self, walk: Walk, views: &mut [WorkerView; 2], now: Instant) -> Option<Walk> {
+        let next = if walk.ipv6 {
+            self.end_orphans_of(&self.ipv6, walk.next, &mut views[1], now)
+        } else {
+            self.end_orphans_of(&self.ipv4, walk.next, &mut views[0], now)
+        };
+        match next {
+            Some(next) => Some(Walk { next, ..walk }),
+            None if !walk.ipv6 => Some(Walk { ipv6: true, next: 0 }),
+            None => None,
+        }
     }
 
-    fn end_of<F: crate::conn::FlowFamily>(
+    fn end_orphans_of<F: crate::conn::FlowFamily>(
         &self,
         table: &Table<F>,
-        server: ServerId,
+        start: u32,
         view: &mut WorkerView,
         now: Instant,
-    ) -> u64 {
+    ) -> Option<u32> {
+        /// Records at a time: what is found is noted before it is ended.
         const STEP: u32 = 4096;
-        let mut ended = 0;
-        let mut next = Some(0);
+        /// A million records: some milliseconds.
+        const STEPS: u32 = 256;
+        let mut next = Some(start);
         let mut found = Vec::with_capacity(STEP as usize);
-        while let Some(start) = next {
+        for _ in 0..STEPS {
+            let Some(start) = next else { break };
             next = table.visit(start, STEP, now, |index, lifecycle, record| {
-                if record.server() == server {
+                if !self.slots.get(record.server()).is_available() {
                     found.push(ConnectionId { index, generation: lifecycle.generation });
                 }
             });
             for id in found.drain(..) {
-                ended += u64::from(table.remove(id, &self.slots, view, &self.epochs));
+                table.remove(id, &self.slots, view, &self.epochs);
             }
             table.give_back(view, &self.epochs);
         }
-        ended
+        next
     }
 }

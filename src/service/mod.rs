@@ -95,6 +95,12 @@ impl Chooser {
         true
     }
 
+    /// Removes all real servers.
+    pub fn clear(&mut self, slots: &ServerSlots) {
+        self.servers.clear();
+        self.scheduler.added(&self.servers, slots);
+    }
+
     /// Takes over a real server's new method, or hears that its weight changed.
     pub fn update(&mut self, slots: &ServerSlots, server: RealServer) {
         if let Some(present) = self.servers.iter_mut().find(|present| present.id == server.id) {

@@ -4,9 +4,19 @@ use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// The one place where atomics come from, so that a model checker can put its own in.
+/// The one place where atomics come from, so that a model checker can put its own in: with `--cfg uvs_shuttle`, tests
+/// run on those of the crate `shuttle`, which try many interleavings of threads.
 pub mod atomic {
-    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    #[cfg(all(test, uvs_shuttle))]
+    pub use shuttle::{
+        hint::spin_loop,
+        sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    };
+    #[cfg(not(all(test, uvs_shuttle)))]
+    pub use std::{
+        hint::spin_loop,
+        sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    };
 }
 
 use atomic::AtomicU64;
@@ -79,12 +89,14 @@ impl Drop for Mapping {
 ///
 /// Tables are made of these, and of indices into them instead of pointers, so that a table's bytes mean
 /// the same wherever they are mapped.
+#[cfg(not(all(test, uvs_shuttle)))]
 #[derive(Debug)]
 pub struct Words {
     mapping: Mapping,
     count: usize,
 }
 
+#[cfg(not(all(test, uvs_shuttle)))]
 impl Words {
     /// An array of `count` words, all zero.
     ///
@@ -96,6 +108,7 @@ impl Words {
     }
 }
 
+#[cfg(not(all(test, uvs_shuttle)))]
 impl Deref for Words {
     type Target = [AtomicU64];
 
@@ -103,6 +116,31 @@ impl Deref for Words {
         // SAFETY: the mapping is page-aligned, at least `count` words long, zeroed (a valid AtomicU64), lives
         // as long as the borrow, and is only ever accessed through this slice of atomics.
         unsafe { std::slice::from_raw_parts(self.mapping.start().as_ptr().cast::<AtomicU64>(), self.count) }
+    }
+}
+
+/// As above, of a model checker's atomics, which are more than words.
+#[cfg(all(test, uvs_shuttle))]
+#[derive(Debug)]
+pub struct Words(Box<[AtomicU64]>);
+
+#[cfg(all(test, uvs_shuttle))]
+impl Words {
+    /// An array of `count` words, all zero.
+    ///
+    /// # Errors
+    /// None.
+    pub fn new(count: usize) -> io::Result<Self> {
+        Ok(Self((0..count).map(|_| AtomicU64::new(0)).collect()))
+    }
+}
+
+#[cfg(all(test, uvs_shuttle))]
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        &self.0
     }
 }
 

@@ -17,7 +17,7 @@ impl HashKey {
     /// Hashes the words of a flow's key.
     ///
     /// Each pair is combined with secret words by a 64 x 64 -> 128 bit multiplication whose halves are
-    /// folded: one multiplication a pair, and both the bucket (high bits) and the tag (low bits) depend on
+    /// folded: one multiplication a pair, and both the bucket (low bits) and the tag (high bits) depend on
     /// every input bit and on the secret, which is what defeats keys chosen to collide.
     #[inline]
     pub fn hash<const N: usize>(self, words: [u64; N]) -> u64 {

@@ -10,12 +10,12 @@ mod report;
 mod servers;
 mod services;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::conn::WorkerView;
-use crate::director::{Configuration, Shared};
+use crate::director::{Configuration, Shared, Walk};
 use crate::service::{ServerId, Service, ServiceId, Traffic};
 use crate::types::{Duration, Instant, Protocol, ServiceKey};
 
@@ -39,12 +39,22 @@ const TRASH_PERIOD: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct State {
     shared: Arc<Shared>,
-    services: Vec<ServiceEntry>,
-    trash: Vec<TrashedServer>,
+    /// In the order they were added: by a number that only grows.
+    services: BTreeMap<u64, ServiceEntry>,
+    by_key: HashMap<ServiceKey, u64>,
+    added: u64,
+    trash: HashMap<TrashKey, TrashedServer>,
     service_ids: Ids,
     server_ids: Ids,
+    /// By service number: as how many it is configured, and named by removed real servers.
+    service_uses: Vec<u32>,
     configuration: Configuration,
     changed: bool,
+    /// Counts changes of what [`wanted`](Self::wanted) and [`steered`](Self::steered) say.
+    version: u64,
+    /// Where the walk that ends connections of removed real servers stands, and whether another is to follow.
+    ending: Option<Walk>,
+    ending_again: bool,
     /// For ending connections from here.
     views: [WorkerView; 2],
     next_estimation: Instant,
@@ -69,6 +79,9 @@ struct ServerEntry {
     spec: ServerSpec,
     meter: Meter,
 }
+
+/// Names a removed real server: its service, address and port.
+type TrashKey = (ServiceKey, IpAddr, u16);
 
 /// A removed real server that connections, or its counters, keep.
 #[derive(Debug)]
@@ -111,10 +124,16 @@ impl State {
             service_ids: Ids::new(crate::service::MAX_SERVICES as u32),
             server_ids: Ids::new(shared.slots.len() as u32),
             shared,
-            services: Vec::new(),
-            trash: Vec::new(),
+            service_uses: vec![0; crate::service::MAX_SERVICES],
+            services: BTreeMap::new(),
+            by_key: HashMap::new(),
+            added: 0,
+            trash: HashMap::new(),
             configuration: Configuration::default(),
             changed: false,
+            version: 0,
+            ending: None,
+            ending_again: false,
             views: Default::default(),
             next_estimation: now + ESTIMATION_PERIOD,
             settings: Vec::new(),
@@ -162,8 +181,8 @@ impl State {
 
     /// Real servers that a way must be known to: the configured ones, and removed ones that have connections.
     pub fn wanted(&self) -> impl Iterator<Item = (ServerId, IpAddr)> {
-        let configured = self.services.iter().flat_map(|service| &service.servers);
-        let removed = self.trash.iter().map(|trashed| &trashed.entry);
+        let configured = self.services.values().flat_map(|service| &service.servers);
+        let removed = self.trash.values().map(|trashed| &trashed.entry);
         configured.chain(removed).map(|server| (server.id, server.address))
     }
 
@@ -171,13 +190,19 @@ impl State {
     /// Protocol, virtual address, port; port 0 stands for all.
     pub fn steered(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
         let gone =
-            self.trash.iter().filter(|trashed| self.shared.slots.get(trashed.entry.id).connections() > 0);
-        let keys = self.services.iter().map(|entry| entry.service.key).chain(gone.map(|trashed| trashed.key));
+            self.trash.values().filter(|trashed| self.shared.slots.get(trashed.entry.id).connections() > 0);
+        let keys = self.by_key.keys().copied().chain(gone.map(|trashed| trashed.key));
         keys.filter_map(|key| match key {
             ServiceKey::Address { protocol, address, port } => Some((protocol, address, port)),
             ServiceKey::Mark { .. } => None,
         })
         .collect()
+    }
+
+    /// Changes whenever [`wanted`](Self::wanted) or [`steered`](Self::steered) may have, so that an edit of something
+    /// else costs nothing of the rest.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Until then, drop packets in mid-connection that nobody knows: see
@@ -187,16 +212,37 @@ impl State {
         self.changed = true;
     }
 
-    /// Lets time pass: estimates rates, forgets removed real servers that are idle. Says whether the set of
-    /// [`wanted`](Self::wanted) or [`steered`](Self::steered) may have changed.
+    /// Lets time pass: estimates rates, ends connections of removed real servers where a setting says so, forgets
+    /// removed real servers that are idle. Says whether the [`version`](Self::version) has changed.
     pub fn tick(&mut self, now: Instant) -> bool {
-        while self.next_estimation <= now {
+        let before = self.version;
+        // After a pause (a suspended machine) the past is not made up for: nobody sees a rate of then.
+        const MOST_AT_ONCE: u32 = 8;
+        for _ in 0..MOST_AT_ONCE {
+            if self.next_estimation > now {
+                break;
+            }
             self.estimate();
             self.next_estimation += ESTIMATION_PERIOD;
         }
+        if self.next_estimation <= now {
+            self.next_estimation = now + ESTIMATION_PERIOD;
+        }
+        self.end_orphans(now);
         self.shared.ipv4.give_back(&mut self.views[0], &self.shared.epochs);
         self.shared.ipv6.give_back(&mut self.views[1], &self.shared.epochs);
-        self.empty_trash(now)
+        self.empty_trash(now);
+        self.version != before
+    }
+
+    /// Goes on ending connections whose real server is gone, a bounded number of records further.
+    fn end_orphans(&mut self, now: Instant) {
+        if self.ending.is_none() && std::mem::take(&mut self.ending_again) {
+            self.ending = Some(Walk::default());
+        }
+        if let Some(walk) = self.ending {
+            self.ending = self.shared.end_orphans(walk, &mut self.views, now);
+        }
     }
 
     /// When [`tick`](Self::tick) is to be called at the latest.
@@ -204,8 +250,12 @@ impl State {
         self.next_estimation
     }
 
-    fn find(&self, key: &ServiceKey) -> Option<usize> {
-        self.services.iter().position(|entry| entry.service.key == *key)
+    fn entry(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
+        self.services.get(self.by_key.get(key)?)
+    }
+
+    fn entry_mut(&mut self, key: &ServiceKey) -> Option<&mut ServiceEntry> {
+        self.services.get_mut(self.by_key.get(key)?)
     }
 }
 

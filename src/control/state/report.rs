@@ -27,19 +27,22 @@ impl State {
     /// # Errors
     /// There is no such service.
     pub fn services(&self, key: Option<&ServiceKey>) -> Result<Vec<ServiceRow>, ControlError> {
-        let rows: Vec<ServiceRow> = self
-            .services
-            .iter()
-            .filter(|entry| key.is_none_or(|key| *key == entry.service.key))
-            .map(|entry| ServiceRow {
-                key: entry.service.key,
-                spec: entry.spec.clone(),
-                counters: entry.meter.counters(self.shared.service_traffic(entry.service.id)),
-                rates: entry.meter.estimator.rates(),
-                servers: entry.servers.iter().map(|server| self.server_row(server)).collect(),
-            })
-            .collect();
-        if key.is_some() && rows.is_empty() { Err(ControlError::NoSuchService) } else { Ok(rows) }
+        match key {
+            Some(key) => {
+                self.entry(key).map(|entry| vec![self.service_row(entry)]).ok_or(ControlError::NoSuchService)
+            }
+            None => Ok(self.services.values().map(|entry| self.service_row(entry)).collect()),
+        }
+    }
+
+    fn service_row(&self, entry: &super::ServiceEntry) -> ServiceRow {
+        ServiceRow {
+            key: entry.service.key,
+            spec: entry.spec.clone(),
+            counters: entry.meter.counters(self.shared.service_traffic(entry.service.id)),
+            rates: entry.meter.estimator.rates(),
+            servers: entry.servers.iter().map(|server| self.server_row(server)).collect(),
+        }
     }
 
     fn server_row(&self, server: &super::ServerEntry) -> ServerRow {
@@ -85,7 +88,7 @@ impl State {
     }
 
     pub(super) fn estimate(&mut self) {
-        for entry in &mut self.services {
+        for entry in self.services.values_mut() {
             entry.meter.estimator.sample(self.shared.service_traffic(entry.service.id));
             for server in &mut entry.servers {
                 server.meter.estimator.sample(self.shared.server_traffic(server.id));

@@ -1,12 +1,12 @@
 //! Real servers added, edited and removed, and what becomes of the removed ones.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{Meter, ServerEntry, State, TRASH_PERIOD, TrashedServer};
 use crate::control::command::ServerSpec;
 use crate::control::error::ControlError;
-use crate::service::{RealServer, ServerId, ServiceId};
+use crate::service::{RealServer, ServerId, Service, ServiceId};
 use crate::types::{Family, ForwardingMethod, Instant, ServiceKey};
 
 /// What the kernel refuses, and what is not built yet (`ip_vs_add_dest`).
@@ -48,25 +48,25 @@ impl State {
         port: u16,
         spec: &ServerSpec,
     ) -> Result<(), ControlError> {
-        let position = self.find(key).ok_or(ControlError::ServiceNotDefined)?;
-        if self.services[position]
-            .servers
-            .iter()
-            .any(|server| (server.address, server.port) == (address, port))
-        {
+        let service = self.entry(key).ok_or(ControlError::ServiceNotDefined)?;
+        if service.servers.iter().any(|server| (server.address, server.port) == (address, port)) {
             return Err(ControlError::ServerExists);
         }
         check(key, address, spec)?;
-        let service = self.services[position].service.id;
+        let Service { id, chooser, .. } = &*service.service;
+        let (service, chooser) = (*id, Arc::clone(chooser));
         let mut entry = match self.take_from_trash(key, address, port, service) {
             Some(entry) => entry,
             None => self.new_server(address, port, service)?,
         };
         entry.spec = *spec;
         self.apply(entry.id, spec);
+        self.version += 1;
         let server = RealServer { id: entry.id, address, port, method: spec.method };
-        self.services[position].service.chooser.lock().add(&self.shared.slots, server);
-        self.services[position].servers.insert(0, entry);
+        chooser.lock().add(&self.shared.slots, server);
+        if let Some(service) = self.entry_mut(key) {
+            service.servers.insert(0, entry);
+        }
         Ok(())
     }
 
@@ -91,15 +91,9 @@ impl State {
         port: u16,
         service: ServiceId,
     ) -> Option<ServerEntry> {
-        let same = |trashed: &TrashedServer| {
-            trashed.key == *key && (trashed.entry.address, trashed.entry.port) == (address, port)
-        };
-        let position = self.trash.iter().position(same)?;
-        let trashed = self.trash.remove(position);
+        let trashed = self.trash.remove(&(*key, address, port))?;
         self.shared.slots.get(trashed.entry.id).reassign(service);
-        if trashed.service != service {
-            self.release_service(trashed.service);
-        }
+        self.release_service(trashed.service);
         Some(trashed.entry)
     }
 
@@ -110,16 +104,16 @@ impl State {
         port: u16,
         spec: &ServerSpec,
     ) -> Result<(), ControlError> {
-        let position = self.find(key).ok_or(ControlError::ServiceNotDefined)?;
-        let entry = &mut self.services[position];
+        let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
         let server = entry.servers.iter_mut().find(|server| (server.address, server.port) == (address, port));
         let server = server.ok_or(ControlError::NoSuchServer)?;
         check(key, address, spec)?;
         server.spec = *spec;
         let id = server.id;
+        let chooser = Arc::clone(&entry.service.chooser);
         self.apply(id, spec);
         let server = RealServer { id, address, port, method: spec.method };
-        self.services[position].service.chooser.lock().update(&self.shared.slots, server);
+        chooser.lock().update(&self.shared.slots, server);
         Ok(())
     }
 
@@ -130,34 +124,35 @@ impl State {
         port: u16,
         now: Instant,
     ) -> Result<(), ControlError> {
-        let position = self.find(key).ok_or(ControlError::ServiceNotDefined)?;
-        let entry = &mut self.services[position];
+        let shared = Arc::clone(&self.shared);
+        let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
         let place = entry.servers.iter().position(|server| (server.address, server.port) == (address, port));
         let server = entry.servers.remove(place.ok_or(ControlError::NoSuchServer)?);
         let id = entry.service.id;
-        entry.service.chooser.lock().remove(&self.shared.slots, server.id);
+        entry.service.chooser.lock().remove(&shared.slots, server.id);
         self.discard(server, *key, id, now);
         Ok(())
     }
 
-    /// Into the trash with a removed real server (`__ip_vs_del_dest`). Its connections stay until they end, or end
-    /// now where `expire_nodest_conn` says so.
+    /// Into the trash with a removed real server (`__ip_vs_del_dest`). Its connections stay until they end, or are
+    /// ended soon where `expire_nodest_conn` says so (`expire_nodest_conn_work`).
     pub(super) fn discard(&mut self, entry: ServerEntry, key: ServiceKey, service: ServiceId, now: Instant) {
-        self.shared.slots.get(entry.id).set_available(false);
-        if self.configuration.settings.expire_nodest_conn {
-            self.shared.end_connections_of(entry.id, &mut self.views, now);
-        }
-        let idle = self.shared.slots.get(entry.id).connections() == 0;
-        self.trash.push(TrashedServer { entry, key, service, idle_since: idle.then_some(now) });
+        let slot = self.shared.slots.get(entry.id);
+        slot.set_available(false);
+        let idle = slot.connections() == 0;
+        self.ending_again |= self.configuration.settings.expire_nodest_conn && !idle;
+        self.version += 1;
+        self.use_service(service);
+        let place = (key, entry.address, entry.port);
+        self.trash.insert(place, TrashedServer { entry, key, service, idle_since: idle.then_some(now) });
     }
 
-    /// Forgets removed real servers that have been idle long enough; says whether there were any, or some lost
-    /// their last connection.
-    pub(super) fn empty_trash(&mut self, now: Instant) -> bool {
+    /// Forgets removed real servers that have been idle long enough.
+    pub(super) fn empty_trash(&mut self, now: Instant) {
         let mut changed = false;
         let mut forgotten = Vec::new();
         let slots = &self.shared.slots;
-        self.trash.retain_mut(|trashed| {
+        self.trash.retain(|_, trashed| {
             if slots.get(trashed.entry.id).connections() > 0 {
                 trashed.idle_since = None;
                 return true;
@@ -172,11 +167,10 @@ impl State {
             }
             keep
         });
-        changed |= !forgotten.is_empty();
-        forgotten.iter().for_each(|(server, _)| self.server_ids.free(server.0));
-        // Each service once, however many of its real servers went.
-        let services: BTreeSet<ServiceId> = forgotten.into_iter().map(|(_, service)| service).collect();
-        services.into_iter().for_each(|service| self.release_service(service));
-        changed
+        self.version += u64::from(changed || !forgotten.is_empty());
+        for (server, service) in forgotten {
+            self.server_ids.free(server.0);
+            self.release_service(service);
+        }
     }
 }

@@ -45,42 +45,47 @@ fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, Con
 
 impl State {
     pub(super) fn add_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
-        if self.find(&key).is_some() {
+        if self.by_key.contains_key(&key) {
             return Err(ControlError::ServiceExists);
         }
         let scheduler = check(&key, spec)?;
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
+        self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
         let service = Arc::new(Service { id, key, chooser });
         self.configuration.services.insert(Arc::clone(&service));
         self.changed = true;
+        self.version += 1;
         let meter = Meter::new(self.shared.service_traffic(id));
-        self.services.push(ServiceEntry { service, spec: spec.clone(), servers: Vec::new(), meter });
+        self.added += 1;
+        self.by_key.insert(key, self.added);
+        let entry = ServiceEntry { service, spec: spec.clone(), servers: Vec::new(), meter };
+        self.services.insert(self.added, entry);
         Ok(())
     }
 
     /// Sets everything about a service anew; its real servers and connections stay. A scheduler of the same name and
     /// flags goes on where it was (`ip_vs_edit_service`).
     pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
-        let position = self.find(&key).ok_or(ControlError::NoSuchService)?;
+        let shared = Arc::clone(&self.shared);
+        let entry = self.entry_mut(&key).ok_or(ControlError::NoSuchService)?;
         let scheduler = check(&key, spec)?;
-        let entry = &mut self.services[position];
         if entry.spec.scheduler != spec.scheduler || entry.spec.flags != spec.flags {
-            entry.service.chooser.lock().replace_scheduler(&self.shared.slots, scheduler);
+            entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);
         }
         entry.spec = spec.clone();
-        self.changed = true;
         Ok(())
     }
 
     pub(super) fn delete_service(&mut self, key: &ServiceKey, now: Instant) -> Result<(), ControlError> {
-        let position = self.find(key).ok_or(ControlError::NoSuchService)?;
-        let entry = self.services.remove(position);
+        let number = self.by_key.remove(key).ok_or(ControlError::NoSuchService)?;
+        let entry = self.services.remove(&number).ok_or(ControlError::NoSuchService)?;
         self.configuration.services.remove(key);
         self.changed = true;
+        self.version += 1;
         let id = entry.service.id;
+        entry.service.chooser.lock().clear(&self.shared.slots);
         for server in entry.servers {
-            entry.service.chooser.lock().remove(&self.shared.slots, server.id);
             self.discard(server, *key, id, now);
         }
         self.release_service(id);
@@ -89,30 +94,35 @@ impl State {
 
     /// `-C`: all services go, connections stay.
     pub(super) fn flush(&mut self, now: Instant) {
-        let keys: Vec<ServiceKey> = self.services.iter().map(|entry| entry.service.key).collect();
+        let keys: Vec<ServiceKey> = self.services.values().map(|entry| entry.service.key).collect();
         for key in keys {
             // It was there a moment ago, and nobody else changes the state.
             let _ = self.delete_service(&key, now);
         }
     }
 
-    /// A service's number is free once it is neither configured nor named by a removed real server.
+    /// One more has a service's number: the service configured, or a removed real server of it.
+    pub(super) fn use_service(&mut self, id: ServiceId) {
+        self.service_uses[id.0 as usize] += 1;
+    }
+
+    /// One less has a service's number; it is free once nobody has it.
     pub(super) fn release_service(&mut self, id: ServiceId) {
-        let configured = self.services.iter().any(|entry| entry.service.id == id);
-        let remembered = self.trash.iter().any(|trashed| trashed.service == id);
-        if !configured && !remembered {
+        let uses = &mut self.service_uses[id.0 as usize];
+        *uses -= 1;
+        if *uses == 0 {
             self.service_ids.free(id.0);
         }
     }
 
     pub(super) fn zero(&mut self, key: Option<&ServiceKey>) -> Result<(), ControlError> {
         if let Some(key) = key
-            && self.find(key).is_none()
+            && !self.by_key.contains_key(key)
         {
             return Err(ControlError::NoSuchService);
         }
         let shared = Arc::clone(&self.shared);
-        for entry in &mut self.services {
+        for entry in self.services.values_mut() {
             if key.is_some_and(|key| *key != entry.service.key) {
                 continue;
             }

@@ -195,7 +195,7 @@ fn an_edit_keeps_the_scheduler_where_it_is_unless_it_becomes_another() {
     (1..=3).for_each(|number| bench.add_server(80, number, 1).unwrap());
     let choose = |bench: &Bench| {
         let flow = crate::scheduler::Flow { client: server(9), client_port: 1, destination: server(9) };
-        let chooser = &bench.state.services[0].service.chooser;
+        let chooser = &bench.state.entry(&key(80)).unwrap().service.chooser;
         chooser.lock().choose(&bench.shared.slots, &flow).map(|server| server.address)
     };
     assert_eq!(choose(&bench), Some(server(3)));
@@ -213,7 +213,7 @@ fn zero_hides_what_was_counted_and_starts_the_rates_over() {
     bench.add_service(80).unwrap();
     bench.add_service(81).unwrap();
     for port in [80, 81] {
-        let id = bench.state.services[bench.state.find(&key(port)).unwrap()].service.id;
+        let id = bench.state.entry(&key(port)).unwrap().service.id;
         (0..100).for_each(|_| bench.shared.counters(0).traffic.service(id).packet_in(60));
     }
     bench.pass(2);
@@ -239,4 +239,106 @@ fn timeouts_of_zero_are_kept_and_settings_are_remembered() {
     assert_eq!(bench.state.get("drop_entry"), Ok(SettingValue::Number(0)));
     bench.state.publish();
     assert!(bench.shared.configuration.load().settings.expire_nodest_conn);
+}
+
+/// A thousand edits a second must be possible, whatever else is configured: goes through what each of so many commands
+/// costs, one by one, as separate programs would send them. Far from a benchmark: what grows with the square of the
+/// configuration takes minutes here.
+#[test]
+fn commands_one_by_one_cost_little_however_much_is_configured() {
+    const SERVICES: u16 = 1000;
+    const SERVERS: u8 = 10;
+    let mut bench = Bench::new(crate::service::MAX_REAL_SERVERS);
+    let start = std::time::Instant::now();
+    let mut step = start;
+    let mut told = |what: &str| {
+        eprintln!("{what}: {:?}", step.elapsed());
+        step = std::time::Instant::now();
+    };
+    let follow = |bench: &mut Bench| {
+        bench.state.publish();
+        bench.state.version()
+    };
+    for port in 1..=SERVICES {
+        bench.add_service(port).unwrap();
+        follow(&mut bench);
+    }
+    told("services added");
+    for port in 1..=SERVICES {
+        for number in 1..=SERVERS {
+            bench.add_server(port, number, 1).unwrap();
+            follow(&mut bench);
+        }
+    }
+    told("servers added");
+    let before = bench.state.version();
+    for port in 1..=SERVICES {
+        for number in 1..=SERVERS {
+            let spec = ServerSpec { weight: 7, ..ServerSpec::default() };
+            let command = Command::EditServer { key: key(port), address: server(number), port, spec };
+            bench.run(command).unwrap();
+            follow(&mut bench);
+        }
+    }
+    assert_eq!(bench.state.version(), before, "a weight moves nothing that is steered or routed");
+    told("servers edited");
+    for port in 1..=SERVICES {
+        for number in 1..=SERVERS {
+            bench.delete_server(port, number).unwrap();
+            bench.add_server(port, number, 1).unwrap();
+            follow(&mut bench);
+        }
+    }
+    told("servers replaced");
+    for port in 1..=SERVICES {
+        bench.run(Command::EditService { key: key(port), spec: rr() }).unwrap();
+        follow(&mut bench);
+    }
+    told("services edited");
+    bench.run(Command::Flush).unwrap();
+    bench.pass(1);
+    bench.pass(200);
+    told("flushed and forgotten");
+    assert_eq!(bench.state.wanted().count(), 0);
+    assert!(bench.state.service_uses.iter().all(|&uses| uses == 0));
+    // 43,000 commands, some 200 ms of an unoptimized build.
+    assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn connections_of_removed_servers_are_ended_where_a_setting_says_so() {
+    use crate::conn::{Flags, FlowKey, NewConnection, WorkerView};
+    let mut bench = Bench::new(8);
+    bench.state.set("expire_nodest_conn", "1").unwrap();
+    bench.add_service(80).unwrap();
+    (1..=2).for_each(|number| bench.add_server(80, number, 1).unwrap());
+    let (first, second) = (bench.id(1), bench.id(2));
+    for (client, server) in [(1, first), (2, first), (3, second)] {
+        let key = FlowKey::new([client], 6, 4000, 80);
+        let new = NewConnection {
+            server,
+            port: 80,
+            method: ForwardingMethod::DirectRouting,
+            flags: Flags::INACTIVE,
+            state: crate::conn::State::NONE,
+            deadline: Instant::ZERO + Duration::from_secs(900),
+        };
+        let (table, slots, epochs) = (&bench.shared.ipv4, &bench.shared.slots, &bench.shared.epochs);
+        table.lock(table.hash(&key)).insert(&key, new, slots, &mut WorkerView::default(), epochs).unwrap();
+    }
+    bench.delete_server(80, 1).unwrap();
+    (0..4).for_each(|_| _ = bench.pass(0));
+    let counts = [first, second].map(|id| bench.shared.slots.get(id).connections());
+    assert_eq!((counts, bench.shared.ipv4.alive()), ([0, 1], 1));
+}
+
+#[test]
+fn a_suspended_machine_does_not_make_up_for_the_estimates_it_missed() {
+    let mut bench = Bench::new(8);
+    bench.add_service(80).unwrap();
+    let start = std::time::Instant::now();
+    bench.pass(10 * 365 * 86_400);
+    assert!(start.elapsed() < std::time::Duration::from_secs(1));
+    assert!(bench.state.next_deadline() <= bench.now + ESTIMATION_PERIOD);
+    assert!(bench.state.next_deadline() > bench.now);
 }

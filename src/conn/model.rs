@@ -1,0 +1,224 @@
+//! The table's protocol under a model checker: workers in many interleavings of their accesses to memory.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg uvs_shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --lib conn::model
+//! ```
+//!
+//! `shuttle` interleaves sequentially consistent accesses at random; it does not show what weaker orderings permit.
+
+use std::sync::Arc;
+
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::thread;
+
+use super::epoch::Epochs;
+use super::key::{FlowKey, Ipv4};
+use super::record::{Flags, Lifecycle};
+use super::state::State;
+use super::table::{ConnectionId, NewConnection, Table, TableFull, WorkerView};
+use super::timer::Wheel;
+use crate::service::{ServerId, ServerSlots};
+use crate::types::{Duration, ForwardingMethod, HashKey, Instant};
+
+const NOW: Instant = Instant::from_nanos(1_000);
+const SERVER: ServerId = ServerId(0);
+
+struct World {
+    table: Table<Ipv4>,
+    slots: ServerSlots,
+    epochs: Epochs,
+}
+
+impl World {
+    fn new(capacity: u32) -> Arc<Self> {
+        let table = Table::new(capacity, 2, HashKey::new([1, 2])).unwrap();
+        Arc::new(Self { table, slots: ServerSlots::new(1), epochs: Epochs::new() })
+    }
+
+    /// Connections of a flow, by looking at every record.
+    fn alive(&self, port: u16) -> usize {
+        let mut count = 0;
+        self.table.visit(0, u32::MAX, NOW, |_, _, record| count += usize::from(record.ports().0 == port));
+        count
+    }
+
+    fn collect(&self, wheel: &mut Wheel, view: &mut WorkerView, now: Instant) {
+        while !wheel.advance(&self.table, &self.slots, view, &self.epochs, now, usize::MAX) {}
+    }
+
+    fn assert_counts(&self, alive: usize) {
+        assert_eq!(self.table.alive(), alive as u64);
+        assert_eq!(self.slots.get(SERVER).connections(), alive as u32);
+    }
+}
+
+fn flow(port: u16) -> FlowKey<Ipv4> {
+    FlowKey::new([7], 6, port, 80)
+}
+
+fn after(milliseconds: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(milliseconds)
+}
+
+struct Worker {
+    world: Arc<World>,
+    number: usize,
+    view: WorkerView,
+}
+
+impl Worker {
+    fn new(world: &Arc<World>, number: usize) -> Self {
+        Self { world: Arc::clone(world), number, view: WorkerView::default() }
+    }
+
+    fn find(&self, port: u16) -> Option<u32> {
+        let World { table, .. } = &*self.world;
+        let (key, hash) = (flow(port), table.hash(&flow(port)));
+        table.find(table.probe(hash), &key, hash, NOW)
+    }
+
+    /// The flow's connection, made if there is none.
+    fn insert(&mut self, port: u16, deadline: Instant) -> Result<u32, TableFull> {
+        let World { table, slots, epochs } = &*self.world;
+        let guard = table.lock(table.hash(&flow(port)));
+        if let Some(index) = guard.find(&flow(port), NOW) {
+            return Ok(index);
+        }
+        let new = NewConnection {
+            server: SERVER,
+            port: 80,
+            method: ForwardingMethod::DirectRouting,
+            flags: Flags::INACTIVE,
+            state: State::NONE,
+            deadline,
+        };
+        let index = guard.insert(&flow(port), new, slots, &mut self.view, epochs)?;
+        assert_eq!(self.world.alive(port), 1, "a flow has two connections");
+        Ok(index)
+    }
+
+    fn remove(&mut self, index: u32, lifecycle: Lifecycle) {
+        let World { table, slots, epochs } = &*self.world;
+        let id = ConnectionId { index, generation: lifecycle.generation };
+        table.remove(id, slots, &mut self.view, epochs);
+    }
+
+    /// Moves the connection between the counts, as a change of state does.
+    fn turn(&self, index: u32) {
+        let record = self.world.table.record(index);
+        let old = record.lifecycle();
+        let active = !old.is_active();
+        let flags = if active { old.flags.without(Flags::INACTIVE) } else { old.flags.with(Flags::INACTIVE) };
+        if old.is_alive() && record.exchange(old, Lifecycle { flags, ..old }) {
+            self.world.slots.get(SERVER).connection_moved(active);
+        }
+    }
+
+    /// One batch: finds or makes a connection, holds on to its record, perhaps ends it.
+    fn batch(&mut self) {
+        let world = Arc::clone(&self.world);
+        world.epochs.enter(self.number);
+        let port = thread_rng().gen_range(0..2);
+        let found = match self.find(port) {
+            Some(index) => Some(index),
+            None => self.insert(port, after(60_000)).ok(),
+        };
+        let Some(index) = found else { return };
+        let record = world.table.record(index);
+        let held = record.lifecycle();
+        match thread_rng().gen_range(0..3) {
+            0 if held.is_alive() => self.remove(index, held),
+            1 => self.turn(index),
+            _ => thread::yield_now(),
+        }
+        let now = record.lifecycle();
+        assert!(record.has_key(&flow(port)), "the record was used again while a worker held it");
+        assert!(
+            now.generation == held.generation
+                || (now.generation == held.generation.wrapping_add(1) && !now.is_alive()),
+            "the record was used again while a worker held it: {held:?}, then {now:?}"
+        );
+        world.table.reclaim(&mut self.view, &world.epochs);
+    }
+}
+
+#[test]
+fn one_connection_a_flow_and_no_record_used_again_while_held() {
+    let model = || {
+        let world = World::new(2);
+        let threads: Vec<_> = (0..3)
+            .map(|number| {
+                let mut worker = Worker::new(&world, number);
+                thread::spawn(move || {
+                    for _ in 0..4 {
+                        worker.batch();
+                    }
+                    worker.world.epochs.leave(worker.number);
+                    worker
+                })
+            })
+            .collect();
+        let mut workers: Vec<Worker> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let alive = [0, 1].map(|port| world.alive(port));
+        assert!(alive.iter().all(|&count| count <= 1));
+        world.assert_counts(alive.iter().sum());
+        // What is not alive can be used again: no record is lost.
+        let mut made = alive.iter().sum::<usize>();
+        for worker in &mut workers {
+            world.epochs.enter(worker.number);
+            while worker.insert(100 + made as u16, after(60_000)).is_ok() {
+                made += 1;
+            }
+            world.epochs.leave(worker.number);
+        }
+        assert_eq!(made, 2);
+    };
+    shuttle::check_random(model, 500);
+}
+
+/// One worker shortens a connection's life while the other's wheel looks at it; the record goes from one use to the
+/// next meanwhile. Whatever the order, everything is collected when it is due.
+#[test]
+fn no_connection_is_without_a_timer() {
+    let model = || {
+        let world = World::new(2);
+        let mut owner = Worker::new(&world, 0);
+        let mut wheels = [Wheel::default(), Wheel::default()];
+        let index = owner.insert(0, after(1_000)).unwrap();
+        assert!(wheels[0].file(&world.table, index, after(1_000)));
+        // A packet has put the end off since.
+        world.table.record(index).set_deadline(after(900_000));
+        let [mut first, mut second] = wheels;
+        let firing = thread::spawn(move || {
+            let world = Arc::clone(&owner.world);
+            world.epochs.enter(0);
+            world.collect(&mut first, &mut owner.view, after(1_020));
+            world.epochs.leave(0);
+            (owner, first)
+        });
+        let mut other = Worker::new(&world, 1);
+        world.epochs.enter(1);
+        let record = world.table.record(index);
+        let held = record.lifecycle();
+        let index = if thread_rng().gen_range(0..2) == 0 {
+            other.remove(index, held);
+            world.epochs.leave(1);
+            world.epochs.enter(1);
+            other.insert(1, after(10_000)).unwrap()
+        } else {
+            record.set_deadline(after(10_000));
+            index
+        };
+        assert!(second.file(&world.table, index, after(10_000)));
+        world.epochs.leave(1);
+        let (mut owner, mut first) = firing.join().unwrap();
+        world.assert_counts(1);
+        world.collect(&mut first, &mut owner.view, after(9_900));
+        world.collect(&mut second, &mut other.view, after(9_900));
+        world.assert_counts(1);
+        world.collect(&mut first, &mut owner.view, after(10_040));
+        world.collect(&mut second, &mut other.view, after(10_040));
+        world.assert_counts(0);
+    };
+    shuttle::check_random(model, 1000);
+}
