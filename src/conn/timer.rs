@@ -96,6 +96,11 @@ impl Timer {
     const fn answers(self, filed: u64) -> bool {
         filed != NOT_FILED && !filed as u32 == self.tick
     }
+
+    /// Bytes of memory that the chunks span.
+    pub(super) fn memory(&self) -> usize {
+        self.0.memory()
+    }
 }
 
 /// One worker's timers of one table.
