@@ -82,7 +82,7 @@ fn main() {
                                 random = random
                                     .wrapping_mul(6_364_136_223_846_793_005)
                                     .wrapping_add(1_442_695_040_888_963_407);
-                                key((u128::from(random) * u128::from(flows) >> 64) as u64)
+                                key(((u128::from(random) * u128::from(flows)) >> 64) as u64)
                             })
                             .collect();
                         let start = Clock::now();
