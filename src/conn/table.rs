@@ -134,6 +134,14 @@ impl<F: FlowFamily> Table<F> {
         self.capacity
     }
 
+    /// Bytes of memory that the table spans when it is full: buckets, records and timers.
+    pub fn memory(&self) -> usize {
+        size_of_val(&*self.buckets)
+            + size_of_val(&*self.records)
+            + self.overflow.memory()
+            + self.timers.memory()
+    }
+
     /// Number of buckets, as `ipvsadm -L` prints the table's size.
     pub fn buckets(&self) -> u64 {
         self.bucket_mask + 1
@@ -154,6 +162,18 @@ impl<F: FlowFamily> Table<F> {
     #[inline]
     pub fn prefetch_bucket(&self, hash: u64) {
         prefetch(&self.buckets[self.bucket_start(hash)]);
+    }
+
+    /// Asks for a record to be brought closer.
+    #[inline]
+    pub(super) fn prefetch_record(&self, index: u32) {
+        prefetch(&self.records[index as usize * F::RECORD_WORDS]);
+    }
+
+    /// Asks for the bucket of a record's flow to be brought closer.
+    #[inline]
+    pub(super) fn prefetch_bucket_of(&self, index: u32) {
+        self.prefetch_bucket(self.record(index).hash(self.key));
     }
 
     #[inline]
