@@ -1,8 +1,12 @@
 //! The whole path of a DR packet in process: parse to verdict, with service look-up, state, timers and counters.
 //!
-//! Packets of established connections, picked at random among 1 K to 10 M flows, in batches of 1 to 64: the same
-//! code for all. Frames are written before the clock starts; every figure is for one packet.
-//! `cargo bench --bench director`; with `UVS_BENCH_FLOWS=1000,1000000` only these many flows.
+//! - `dr-established`: packets of established connections, picked at random among 1 K to 10 M flows, in batches of 1
+//!   to 64, the same code for all; also beside a flood of SYNs, whose batches come in between but are not timed.
+//! - `dr-connection`: connections from the first SYN on, about half a million of them alive: the SYN alone, and a
+//!   whole life of ten packets with its expiry. These figures are for one connection.
+//!
+//! Frames are written before the clock starts. `cargo bench --bench director`; with `UVS_BENCH_FLOWS=1000,1000000`
+//! only these many flows. For each number of flows the memory that a connection takes is printed.
 
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -12,7 +16,9 @@ use std::time::{Duration, Instant as Clock};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use parking_lot::Mutex;
 
-use uvs::director::{Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared};
+use uvs::director::{
+    BATCH_SIZE, Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared,
+};
 use uvs::forward::NextHop;
 use uvs::scheduler;
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
@@ -26,6 +32,10 @@ const VIP: [u8; 4] = [192, 0, 2, 1];
 const SERVERS: u32 = 16;
 /// Frames prepared before the clock starts.
 const PREPARED: usize = 1024;
+/// The first flow of those that come and go: none of the established ones.
+const FIRST_PASSING_FLOW: u64 = 1 << 28;
+/// Connections alive at a time while they come and go.
+const PASSING: u64 = 500_000;
 
 struct Setup {
     director: Director,
@@ -35,6 +45,8 @@ struct Setup {
     random: u64,
     prepared: Vec<Frame>,
     template: Vec<u8>,
+    /// The next of the flows that come and go.
+    passing: u64,
 }
 
 fn template(flags: u8) -> Vec<u8> {
@@ -54,7 +66,8 @@ fn patch(frame: &mut [u8], flow: u64) {
 
 impl Setup {
     fn new(flows: u64) -> Self {
-        let connections = u32::try_from(flows).unwrap_or(u32::MAX).max(1024);
+        // Room to spare: a nearly full table makes room by ending connections.
+        let connections = u32::try_from(flows + flows / 4).unwrap_or(u32::MAX).max(2048);
         let capacity = Capacity { connections, servers: 64, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([11, 12]), HashKey::new([13, 14])]).expect("memory");
         let mut chooser = Chooser::new(scheduler::create("rr", 0).expect("rr"));
@@ -95,6 +108,7 @@ impl Setup {
             random: 1,
             prepared: Vec::with_capacity(PREPARED),
             template: template(tcp_flags::ACK),
+            passing: FIRST_PASSING_FLOW,
         };
         setup.establish();
         setup
@@ -150,6 +164,74 @@ impl Setup {
     }
 }
 
+impl Setup {
+    /// One batch of SYNs that begin new connections, not timed.
+    fn flood(&mut self, batch: &mut Batch) {
+        self.send_passing(batch, tcp_flags::SYN);
+        self.passing += BATCH_SIZE as u64;
+        self.director.process(batch, &self.frames, self.now);
+        batch.clear(&mut self.frames);
+    }
+
+    /// Fills the batch with a packet of each of the next passing flows.
+    fn send_passing(&mut self, batch: &mut Batch, flags: u8) {
+        let mut bytes = template(flags);
+        for flow in self.passing..self.passing + BATCH_SIZE as u64 {
+            patch(&mut bytes, flow);
+            let frame = self.frames.allocate_copy(&bytes).expect("a free chunk");
+            let _ = batch.push(frame, PortId(0), Offload::default());
+        }
+    }
+
+    /// One packet with each of `life`'s flags for each of a batch of new flows, after which as much time passes as
+    /// leaves [`PASSING`] of them alive when each lives for `timeout` after the last. How long that took.
+    fn live(&mut self, batch: &mut Batch, life: &[u8], timeout: Duration) -> Duration {
+        let mut taken = Duration::ZERO;
+        for &flags in life {
+            self.send_passing(batch, flags);
+            let start = Clock::now();
+            self.director.process(batch, &self.frames, self.now);
+            taken += start.elapsed();
+            batch.clear(&mut self.frames);
+        }
+        self.passing += BATCH_SIZE as u64;
+        let step = timeout.as_nanos() as u64 * BATCH_SIZE as u64 / PASSING;
+        self.now = Instant::from_nanos(self.now.as_nanos() + step);
+        let start = Clock::now();
+        self.director.tick(batch, &self.frames, self.now);
+        taken + start.elapsed()
+    }
+}
+
+fn connections(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dr-connection");
+    group.throughput(Throughput::Elements(1));
+    const ACK: u8 = tcp_flags::ACK;
+    const FIN: u8 = tcp_flags::FIN;
+    let whole: &[u8] = &[tcp_flags::SYN, ACK, ACK, ACK, ACK, ACK, ACK, ACK, FIN | ACK, ACK];
+    // The time-outs of SYN_RECV and FIN_WAIT, in which these lives end.
+    let lives = [("syn", &[tcp_flags::SYN][..], 60), ("life-of-10-packets", whole, 120)];
+    for (name, life, timeout) in lives {
+        let timeout = Duration::from_secs(timeout);
+        let mut setup = Setup::new(2 * PASSING);
+        let mut batch = Batch::new();
+        // Until as many end as begin, those that were established at first included.
+        for _ in 0..20 * PASSING / BATCH_SIZE as u64 {
+            setup.live(&mut batch, life, timeout);
+        }
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                let rounds = iterations.div_ceil(BATCH_SIZE as u64);
+                let taken: Duration = (0..rounds).map(|_| setup.live(&mut batch, life, timeout)).sum();
+                taken.mul_f64(iterations as f64 / (rounds * BATCH_SIZE as u64) as f64)
+            });
+        });
+        let alive = setup.director.shared().ipv4.alive();
+        assert!((PASSING * 9 / 10..PASSING * 11 / 10).contains(&alive), "{alive} connections are alive");
+    }
+    group.finish();
+}
+
 fn established(criterion: &mut Criterion) {
     let wanted =
         std::env::var("UVS_BENCH_FLOWS").unwrap_or_else(|_| "1000,64000,1000000,10000000".to_owned());
@@ -158,6 +240,8 @@ fn established(criterion: &mut Criterion) {
     for flows in wanted.split(',').filter_map(|flows| flows.trim().parse().ok()) {
         let mut setup = Setup::new(flows);
         let mut batch = Batch::new();
+        let table = &setup.director.shared().ipv4;
+        println!("memory: {:.1} bytes a connection", table.memory() as f64 / f64::from(table.capacity()));
         for size in [1, 8, 32, 64] {
             group.bench_function(
                 BenchmarkId::new(format!("{flows}-flows"), format!("batch-{size}")),
@@ -173,6 +257,25 @@ fn established(criterion: &mut Criterion) {
         assert!(setup.director.frame_counts().is_conserved());
         let dropped: u64 = setup.director.frame_counts().dropped.iter().sum();
         assert_eq!((setup.director.frame_counts().to_host, dropped), (0, 0), "every packet was forwarded");
+        group.bench_function(
+            BenchmarkId::new(format!("{flows}-flows"), "batch-64-beside-flood"),
+            |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let rounds = iterations.div_ceil(PREPARED as u64);
+                    let mut taken = Duration::ZERO;
+                    for _ in 0..rounds {
+                        for _ in 0..PREPARED / BATCH_SIZE {
+                            setup.flood(&mut batch);
+                        }
+                        taken += setup.run(&mut batch, BATCH_SIZE);
+                    }
+                    taken.mul_f64(iterations as f64 / (rounds * PREPARED as u64) as f64)
+                });
+            },
+        );
+        let counts = setup.director.frame_counts();
+        assert!(counts.is_conserved());
+        assert_eq!(counts.to_host, 0, "no established connection made room for the flood");
     }
     group.finish();
 }
@@ -184,5 +287,6 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     established(&mut criterion);
+    connections(&mut criterion);
     criterion.final_summary();
 }

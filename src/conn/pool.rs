@@ -71,6 +71,11 @@ impl Pieces {
         Ok(Self { words, size, free: FreeStack::new(), fresh: AtomicU64::new(0), count })
     }
 
+    /// Bytes of memory that the pieces span, used or not.
+    pub(super) fn memory(&self) -> usize {
+        size_of_val(&*self.words)
+    }
+
     /// The words of a piece.
     #[inline]
     pub(super) fn get(&self, index: u32) -> &[AtomicU64] {

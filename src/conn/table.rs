@@ -135,6 +135,14 @@ impl<F: FlowFamily> Table<F> {
         self.capacity
     }
 
+    /// Bytes of memory that the table spans when it is full: buckets, records and timers.
+    pub fn memory(&self) -> usize {
+        size_of_val(&*self.buckets)
+            + size_of_val(&*self.records)
+            + self.overflow.memory()
+            + self.timers.memory()
+    }
+
     /// Number of buckets, as `ipvsadm -L` prints the table's size.
     pub fn buckets(&self) -> u64 {
         self.bucket_mask + 1

@@ -74,6 +74,11 @@ impl TimerPool {
     fn vanished(&self) {
         self.left_over.fetch_sub(1, Ordering::Relaxed);
     }
+
+    /// Bytes of memory that the chunks span.
+    pub(super) fn memory(&self) -> usize {
+        self.chunks.memory()
+    }
 }
 
 /// An entry of the wheel: which record, and the lower half of the tick, which tells those of 78 hours apart.
