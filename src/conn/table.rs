@@ -165,6 +165,18 @@ impl<F: FlowFamily> Table<F> {
         prefetch(&self.buckets[self.bucket_start(hash)]);
     }
 
+    /// Asks for a record to be brought closer.
+    #[inline]
+    pub(super) fn prefetch_record(&self, index: u32) {
+        prefetch(&self.records[index as usize * F::RECORD_WORDS]);
+    }
+
+    /// Asks for the bucket of a record's flow to be brought closer.
+    #[inline]
+    pub(super) fn prefetch_bucket_of(&self, index: u32) {
+        self.prefetch_bucket(self.record(index).hash(self.key));
+    }
+
     #[inline]
     fn bucket_start(&self, hash: u64) -> usize {
         // The low bits: the tag takes the high ones.

@@ -300,6 +300,12 @@ impl Wheel {
                 }
                 let count = self.take_chunk(table, level, &mut timers);
                 left = left.saturating_sub(count.max(1));
+                // Nothing else looked at these records lately: wait for all of them at once, and, before firing, for
+                // the buckets that connections may have to be taken out of.
+                timers[..count].iter().for_each(|timer| table.prefetch_record(timer.index));
+                if level == 0 {
+                    timers[..count].iter().for_each(|timer| table.prefetch_bucket_of(timer.index));
+                }
                 for &timer in &timers[..count] {
                     // Where there is no room to put an entry back, which the pool's size rules out, it fires.
                     if level == 0 || !self.spread(table, timer) {
