@@ -82,6 +82,7 @@ impl Desk {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> (T, Result<(), ControlError>) {
         let mut inner = self.inner.lock();
         let result = change(&mut inner.state);
+        inner.state.hurry(clock());
         let committed = self.commit(&mut inner);
         (result, committed)
     }
