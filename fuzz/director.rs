@@ -225,8 +225,12 @@ impl World {
         }
     }
 
-    /// Puts a frame into the batch. Its ticket travels in a field that means something only for segments.
-    fn send(&mut self, bytes: Vec<u8>, port: PortId) {
+    /// Puts a frame into the batch. Its ticket travels in a field that means something only for segments, and, for the
+    /// answer that may come of it, in the end of the sender's link address, which means nothing to the director.
+    fn send(&mut self, mut bytes: Vec<u8>, port: PortId) {
+        if let Some(end) = bytes.get_mut(10..12) {
+            end.copy_from_slice(&self.tickets.to_be_bytes());
+        }
         let frame = self.frames.allocate_copy(&bytes).expect("a chunk for each step");
         let offload = Offload { segment_size: self.tickets, ..Offload::default() };
         self.batch.push(frame, port, offload).expect("room");
@@ -274,7 +278,7 @@ impl World {
             let bytes = self.frames.bytes(&entry.frame).to_vec();
             self.frames.free(entry.frame);
             let ticket = match entry.verdict {
-                Verdict::Reply(_) => self.asked(&bytes),
+                Verdict::Reply(_) => u16::from_be_bytes([bytes[4], bytes[5]]),
                 _ => entry.offload.segment_size,
             };
             let before = self.sent.remove(&ticket).expect("each frame comes out once");
@@ -293,17 +297,6 @@ impl World {
             .map(|slot| u64::from(slot.active()) + u64::from(slot.inactive()))
             .sum();
         assert_eq!(of_servers, shared.ipv4.alive() + shared.ipv6.alive());
-    }
-
-    /// The ticket of the frame that an answer is about: the first that it can be about.
-    fn asked(&self, answer: &[u8]) -> u16 {
-        let (_, quoted) = quoted(answer);
-        let found = self.sent.iter().filter(|(_, sent)| {
-            let Outcome::Packet(came) = parse(sent) else { return false };
-            let original = &sent[usize::from(came.ip_offset)..came.end()];
-            without_lifetime(&original[..quoted.len().min(original.len())]) == without_lifetime(quoted)
-        });
-        *found.map(|(ticket, _)| ticket).min().expect("an answer is about a frame")
     }
 
     fn check(&self, before: &[u8], after: &[u8], verdict: Verdict, waited: bool) {
@@ -360,10 +353,9 @@ fn check_sent(before: &[u8], after: &[u8], port: PortId) {
     assert_eq!(&after[usize::from(goes.ip_offset)..], expected);
 }
 
-/// An answer, and the packet that it quotes.
-fn quoted(answer: &[u8]) -> (Parsed, &[u8]) {
-    let parsed = packet(answer);
-    (parsed, &answer[usize::from(parsed.transport_offset) + 8..])
+/// What a packet quotes, given the packet is an ICMP error.
+fn quoted<'a>(answer: &'a [u8], parsed: &Parsed) -> &'a [u8] {
+    &answer[usize::from(parsed.transport_offset) + 8..]
 }
 
 /// A packet without what changes on its way: time to live and header checksum, or hop limit.
@@ -382,7 +374,10 @@ fn without_lifetime(packet: &[u8]) -> Vec<u8> {
 /// An answer goes back to whoever sent the packet, from the address that it was for, with right checksums.
 fn check_reply(before: &[u8], after: &[u8], port: PortId) {
     let came = packet(before);
-    let (answer, _) = quoted(after);
+    let answer = packet(after);
+    let quoted = quoted(after, &answer);
+    let original = &before[usize::from(came.ip_offset)..came.end()];
+    assert_eq!(without_lifetime(quoted), without_lifetime(&original[..quoted.len().min(original.len())]));
     assert!(port.0 < 2, "{port:?}");
     assert_eq!((&after[..6], &after[6..12]), (&before[6..12], &before[..6]));
     assert_eq!(answer.addresses, came.addresses.reversed());
