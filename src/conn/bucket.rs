@@ -56,7 +56,7 @@ impl<'a, F: FlowFamily> BucketGuard<'a, F> {
         record.set_key(key);
         record.set_target(new.server, new.port, new.method);
         record.set_deadline(new.deadline);
-        // Counted before anybody can find it, move it between the counts or end it: they never fall below zero.
+        // Counted before anybody can find it, move it between the counts or end it.
         let server = slots.get(new.server);
         server.connection_added();
         if !new.flags.contains(Flags::INACTIVE) {

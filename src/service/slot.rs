@@ -36,6 +36,13 @@ pub struct ServerSlot {
     method: AtomicU32,
 }
 
+/// A count as its readers see it. Two workers that move one connection to and fro, each of them once it has changed the
+/// connection's state, may count in the other order: for that moment a count is one below zero, as a wrapped number.
+#[inline]
+const fn as_count(stored: u32) -> u32 {
+    if stored.cast_signed() < 0 { 0 } else { stored }
+}
+
 impl ServerSlot {
     /// Scheduling weight; 0 takes no new connections.
     #[inline]
@@ -51,13 +58,13 @@ impl ServerSlot {
     /// Connections in an active state (`ip_vs_proto_tcp.c`: tcp_state_active_table).
     #[inline]
     pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+        as_count(self.active.load(Ordering::Relaxed))
     }
 
     /// The other connections.
     #[inline]
     pub fn inactive(&self) -> u32 {
-        self.inactive.load(Ordering::Relaxed)
+        as_count(self.inactive.load(Ordering::Relaxed))
     }
 
     /// Connection templates.
@@ -140,15 +147,17 @@ impl ServerSlot {
 
     /// Connections of either kind: while there are any, the slot cannot be given to another real server.
     pub fn connections(&self) -> u32 {
-        self.active().saturating_add(self.inactive()).saturating_add(self.persistent())
+        // Summed before it is read as a count: what one of the two lacks, the other has too much.
+        let (active, inactive) = (self.active.load(Ordering::Relaxed), self.inactive.load(Ordering::Relaxed));
+        as_count(active.wrapping_add(inactive)).saturating_add(self.persistent())
     }
 
     /// Counts a new connection, which starts inactive; raises the overload flag at the upper threshold
     /// (`ip_vs_bind_dest`).
     pub fn connection_added(&self) {
-        let inactive = self.inactive.fetch_add(1, Ordering::Relaxed) + 1;
+        let inactive = self.inactive.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let upper = self.upper_threshold.load(Ordering::Relaxed);
-        if upper != 0 && inactive.saturating_add(self.active()) >= upper {
+        if upper != 0 && as_count(inactive.wrapping_add(self.active.load(Ordering::Relaxed))) >= upper {
             self.overloaded.store(1, Ordering::Relaxed);
         }
     }
@@ -170,7 +179,8 @@ impl ServerSlot {
         if !self.is_overloaded() {
             return;
         }
-        let total = u64::from(self.active()) + u64::from(self.inactive());
+        let (active, inactive) = (self.active.load(Ordering::Relaxed), self.inactive.load(Ordering::Relaxed));
+        let total = u64::from(as_count(active.wrapping_add(inactive)));
         let (upper, lower) = self.thresholds();
         let relieved = match (upper, lower) {
             (_, 1..) => total < u64::from(lower),
@@ -245,5 +255,20 @@ mod tests {
         assert_eq!((slot.active(), slot.inactive(), slot.overhead()), (1, 0, 256));
         slot.connection_removed(true);
         assert_eq!(slot.connections(), 0);
+    }
+
+    #[test]
+    fn moves_counted_in_the_other_order_are_no_thousand_million_connections() {
+        let slot = ServerSlot::default();
+        slot.set_thresholds(10, 5);
+        slot.connection_added();
+        slot.connection_moved(false);
+        assert_eq!((slot.active(), slot.connections()), (0, 1));
+        assert!(slot.overhead() < 10, "it would get no connection from wlc");
+        slot.connection_added();
+        assert!(!slot.is_overloaded());
+        slot.connection_moved(true);
+        slot.connection_removed(false);
+        assert_eq!((slot.active(), slot.inactive(), slot.connections()), (0, 1, 1));
     }
 }
