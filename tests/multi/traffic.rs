@@ -83,8 +83,10 @@ pub fn serve_echo(socket: UdpSocket, name: &str, echoed: Arc<AtomicU64>) {
         let mut buffer = [0; 2048];
         while let Ok((got, client)) = socket.recv_from(&mut buffer) {
             let answer = [name.as_bytes(), b" ", &buffer[..got]].concat();
-            if socket.send_to(&answer, client).is_ok() {
-                echoed.fetch_add(1, Ordering::Relaxed);
+            // Before it is sent: whoever has the answer finds it counted.
+            echoed.fetch_add(1, Ordering::Relaxed);
+            if socket.send_to(&answer, client).is_err() {
+                echoed.fetch_sub(1, Ordering::Relaxed);
             }
         }
     });
