@@ -1,7 +1,11 @@
 //! Forwarding: how a packet is changed so that it reaches its real server.
 
 pub mod dr;
+pub mod nat;
 mod next_hop;
+
+#[cfg(test)]
+mod testing;
 
 pub use crate::types::VlanTag;
 pub use next_hop::{NextHop, NextHopError};

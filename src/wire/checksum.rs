@@ -142,6 +142,13 @@ impl Change {
         self.0.u16(!checksum).checksum()
     }
 
+    /// The same for a field that holds only a sum, not its complement, such as the pseudo-header's where the rest is
+    /// left to a network card. Never 0, as in the kernel, unless everything summed is.
+    #[inline]
+    pub const fn apply_partial(self, sum: u16) -> u16 {
+        self.0.u16(sum).fold()
+    }
+
     /// The same for UDP: zero stays zero ("none"), and a computed zero becomes 0xffff.
     #[inline]
     pub const fn apply_udp(self, checksum: u16) -> u16 {

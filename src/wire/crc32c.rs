@@ -33,6 +33,50 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
+/// `POWERS[k]`: what `2^k` zero bytes multiply a CRC by, x to the power of `8 * 2^k`. Bits are reversed as in the
+/// polynomial: the highest stands for 1.
+static POWERS: [u32; 16] = powers();
+
+const fn powers() -> [u32; 16] {
+    let mut powers = [1 << (31 - 8); 16];
+    let mut k = 1;
+    while k < 16 {
+        powers[k] = multiply(powers[k - 1], powers[k - 1]);
+        k += 1;
+    }
+    powers
+}
+
+/// The product of two remainders, itself reduced by the polynomial.
+const fn multiply(a: u32, mut b: u32) -> u32 {
+    let mut product = 0;
+    let mut bit = 1 << 31;
+    while bit != 0 {
+        if a & bit != 0 {
+            product ^= b;
+        }
+        b = if b & 1 == 1 { b >> 1 ^ POLYNOMIAL } else { b >> 1 };
+        bit >>= 1;
+    }
+    product
+}
+
+/// The bits of a CRC that change when, of the bytes that it covers, the two of `old` become those of `new` and
+/// `following` more bytes come behind them. A CRC is linear, so this needs none of the other bytes, and a wrong one
+/// stays as wrong as it was.
+pub fn change(old: u16, new: u16, following: u16) -> u32 {
+    let mut crc = 0;
+    for byte in (old ^ new).to_be_bytes() {
+        crc = crc >> 8 ^ TABLES[0][usize::from(crc as u8 ^ byte)];
+    }
+    for (bit, power) in POWERS.iter().enumerate() {
+        if following >> bit & 1 == 1 {
+            crc = multiply(crc, *power);
+        }
+    }
+    crc
+}
+
 /// A CRC-32C in the making.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Crc32c(u32);
@@ -115,6 +159,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_change_is_what_computing_anew_gives(
+            mut bytes in proptest::collection::vec(any::<u8>(), 2..3000), at: proptest::sample::Index, new: u16,
+        ) {
+            let at = at.index(bytes.len() - 1);
+            let before = Crc32c::NEW.bytes(&bytes).value();
+            let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+            let following = (bytes.len() - at - 2) as u16;
+            prop_assert_eq!(before ^ change(old, new, following), Crc32c::NEW.bytes(&bytes).value());
+        }
+
         #[test]
         fn pieces_add_up(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0_usize..300) {
             let (a, b) = bytes.split_at(cut.min(bytes.len()));

@@ -25,11 +25,13 @@ pub mod icmp;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
+mod offload;
 mod parse;
 #[cfg(test)]
 mod tests;
 pub mod transport;
 
+pub use offload::Offload;
 pub use parse::{
     Addresses, Fragment, MAX_INNER_OFFSET, Malformed, Outcome, Parsed, parse, parse_inner, parse_into,
     parse_quoted,

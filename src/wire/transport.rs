@@ -1,6 +1,6 @@
 //! What is read of transport headers, and their checksums.
 
-use super::checksum::Sum;
+use super::checksum::{Sum, never_zero};
 use super::crc32c::sctp_checksum;
 use super::{Fragment, Malformed, Parsed, protocol, u16_at};
 
@@ -255,4 +255,41 @@ pub fn verify(frame: &[u8], packet: &Parsed) -> Checked {
         _ => return Checked::Unknown,
     };
     if right { Checked::Right } else { Checked::Wrong }
+}
+
+/// Where in a transport header of this protocol the checksum is, and how long: `None` for protocols whose checksum is
+/// not known here.
+pub const fn checksum_field(number: u8) -> Option<(usize, usize)> {
+    match number {
+        protocol::TCP => Some((TCP_CHECKSUM, 2)),
+        protocol::UDP => Some((UDP_CHECKSUM, 2)),
+        protocol::ICMP | protocol::ICMPV6 => Some((ICMP_CHECKSUM, 2)),
+        protocol::SCTP => Some((SCTP_CHECKSUM, 4)),
+        _ => None,
+    }
+}
+
+/// Writes the transport checksum of a parsed frame, computed over all its bytes. False, and nothing done, where
+/// there is none to compute: see [`Checked::Unknown`].
+#[must_use]
+pub fn write_checksum(frame: &mut [u8], packet: &Parsed) -> bool {
+    let Some((offset, length)) = checksum_field(packet.protocol) else { return false };
+    let Some(bytes) = frame.get_mut(usize::from(packet.transport_offset)..packet.end()) else { return false };
+    if packet.fragment != Fragment::Whole || bytes.len() < offset + length {
+        return false;
+    }
+    bytes[offset..offset + length].fill(0);
+    let pseudo = Sum::ZERO.pseudo_header(&packet.addresses, packet.protocol, packet.transport_length());
+    let checksum = match packet.protocol {
+        protocol::SCTP => {
+            let Some(checksum) = sctp_checksum(bytes) else { return false };
+            bytes[offset..offset + 4].copy_from_slice(&checksum);
+            return true;
+        }
+        protocol::UDP => never_zero(pseudo.bytes(bytes).checksum()),
+        protocol::ICMP => Sum::ZERO.bytes(bytes).checksum(),
+        _ => pseudo.bytes(bytes).checksum(),
+    };
+    bytes[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
+    true
 }
