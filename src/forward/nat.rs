@@ -36,6 +36,16 @@ pub struct Translation {
     pub port: u16,
 }
 
+impl Translation {
+    /// The addresses with one side replaced; `None` where the new one is of the other family.
+    pub(super) fn of(&self, addresses: &Addresses) -> Option<Addresses> {
+        match self.side {
+            Side::Source => Addresses::new(self.address, addresses.destination()),
+            Side::Destination => Addresses::new(addresses.source(), self.address),
+        }
+    }
+}
+
 /// Why a packet cannot be translated.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum TranslateError {
@@ -46,6 +56,9 @@ pub enum TranslateError {
     /// depends on how long the whole is, which is not known.
     #[error("the checksum spans fragments")]
     ChecksumAcrossFragments,
+    /// An ICMP error whose checksum is wrong: what it quotes cannot be trusted (`ip_vs_in_icmp`).
+    #[error("the error message's checksum is wrong")]
+    BadChecksum,
     /// The frame is shorter than what was read of it: it was not read from this frame.
     #[error("the frame is cut off")]
     Truncated,
@@ -108,7 +121,7 @@ pub fn translate(
 
 /// Puts the address into the IP header that `packet` begins with; returns what that changes.
 #[inline]
-fn replace_address(packet: Option<&mut [u8]>, to: Translation) -> Result<Change, TranslateError> {
+pub(super) fn replace_address(packet: Option<&mut [u8]>, to: Translation) -> Result<Change, TranslateError> {
     let packet = packet.ok_or(TranslateError::Truncated)?;
     let version = packet.first().map(|first| first >> 4);
     match (to.address, version) {
@@ -145,7 +158,7 @@ fn replace_address(packet: Option<&mut [u8]>, to: Translation) -> Result<Change,
 
 /// A port that was replaced; all zero for none.
 #[derive(Clone, Copy, Default)]
-struct PortChange {
+pub(super) struct PortChange {
     /// Where in the transport header it is.
     at: usize,
     old: u16,
@@ -154,7 +167,7 @@ struct PortChange {
 
 /// Puts the port into the transport header that `segment` begins with.
 #[inline]
-fn replace_port(segment: &mut [u8], to: Translation) -> PortChange {
+pub(super) fn replace_port(segment: &mut [u8], to: Translation) -> PortChange {
     let at = match to.side {
         Side::Source => 0,
         Side::Destination => 2,
@@ -213,11 +226,7 @@ fn adjust_crc(segment: &mut [u8], port: PortChange) {
 /// kernel does: computed over the whole, so not in a fragment.
 #[cold]
 fn fill_in(bytes: &mut [u8], packet: &Parsed, to: Translation) {
-    let (source, destination) = match to.side {
-        Side::Source => (to.address, packet.addresses.destination()),
-        Side::Destination => (packet.addresses.source(), to.address),
-    };
-    if let Some(addresses) = Addresses::new(source, destination) {
+    if let Some(addresses) = to.of(&packet.addresses) {
         // In vain for a fragment.
         let _ = transport::write_checksum(bytes, &Parsed { addresses, ..*packet });
     }

@@ -16,6 +16,8 @@ pub const REDIRECT: u8 = 5;
 pub const TIME_EXCEEDED: u8 = 11;
 /// Type of "parameter problem".
 pub const PARAMETER_PROBLEM: u8 = 12;
+/// Code of "destination unreachable": larger than the next link takes, and not to be fragmented.
+pub const FRAGMENTATION_NEEDED: u8 = 4;
 /// The highest type that Linux knows (NR_ICMP_TYPES); about higher ones nothing is sent, as they may be errors.
 const HIGHEST_KNOWN: u8 = 18;
 
@@ -49,7 +51,7 @@ impl Message {
 
     /// The packet is larger than `mtu`, the bytes that the next hop takes, and not to be fragmented (3, 4; RFC 1191).
     pub const fn fragmentation_needed(mtu: u16) -> Self {
-        Self { kind: DESTINATION_UNREACHABLE, code: 4, rest: mtu as u32 }
+        Self { kind: DESTINATION_UNREACHABLE, code: FRAGMENTATION_NEEDED, rest: mtu as u32 }
     }
 
     /// Any other, such as one that is passed on.

@@ -1,5 +1,7 @@
 //! The IPv4 header (RFC 791).
 
+use std::net::Ipv4Addr;
+
 use etherparse::Ipv4HeaderSlice;
 
 use crate::types::MacAddress;
@@ -130,6 +132,47 @@ pub fn update_checksum(header: &mut [u8], change: Change) -> bool {
     true
 }
 
+/// A header without options to write, of a packet that is not a fragment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Type of service, all eight bits.
+    pub tos: u8,
+    /// Bytes of the packet, header included.
+    pub total_length: u16,
+    /// Identification.
+    pub identification: u16,
+    /// Whether routers must not fragment it.
+    pub dont_fragment: bool,
+    /// Time to live.
+    pub ttl: u8,
+    /// What follows.
+    pub protocol: u8,
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+}
+
+impl Header {
+    /// Writes it, with its checksum, to the beginning of `bytes`; false, with nothing written, where these are too
+    /// few.
+    #[must_use]
+    pub fn write(&self, bytes: &mut [u8]) -> bool {
+        let Some(header) = bytes.first_chunk_mut::<HEADER_LENGTH>() else { return false };
+        header.fill(0);
+        header[0] = 0x45;
+        header[TOS] = self.tos;
+        header[TOTAL_LENGTH..][..2].copy_from_slice(&self.total_length.to_be_bytes());
+        header[IDENTIFICATION..][..2].copy_from_slice(&self.identification.to_be_bytes());
+        header[FRAGMENT] = u8::from(self.dont_fragment) << 6;
+        header[TTL] = self.ttl;
+        header[PROTOCOL] = self.protocol;
+        header[SOURCE..][..4].copy_from_slice(&self.source.octets());
+        header[DESTINATION..].copy_from_slice(&self.destination.octets());
+        write_checksum(header)
+    }
+}
+
 /// Takes one off the time to live of the packet that `packet` begins with, and updates the header's checksum.
 /// False, and nothing done, where it is 0 or 1 (time exceeded) or there is no whole header.
 #[inline]
@@ -163,6 +206,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_written_header_is_one_that_is_built(
+            source: [u8; 4], destination: [u8; 4], tos: u8, ttl: u8, identification: u16, dont_fragment: bool,
+        ) {
+            let header = Header {
+                tos,
+                total_length: 28,
+                identification,
+                dont_fragment,
+                ttl,
+                protocol: crate::wire::protocol::UDP,
+                source: source.into(),
+                destination: destination.into(),
+            };
+            let build = Build::ipv4(source, destination).tos(tos).ttl(ttl).identification(identification.into());
+            let expected = if dont_fragment { build.dont_fragment() } else { build }.packet();
+            let mut bytes = [0xee; HEADER_LENGTH];
+            prop_assert!(header.write(&mut bytes));
+            prop_assert_eq!(&bytes, &expected[..HEADER_LENGTH]);
+            prop_assert!(!header.write(&mut bytes[1..]));
+        }
+
         #[test]
         fn decrementing_keeps_the_checksum_right(
             source: [u8; 4], destination: [u8; 4], tos: u8, ttl in 2_u8.., identification: u32,

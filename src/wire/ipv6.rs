@@ -1,5 +1,7 @@
 //! The IPv6 header and its extension headers (RFC 8200).
 
+use std::net::Ipv6Addr;
+
 use etherparse::Ipv6HeaderSlice;
 
 use crate::types::MacAddress;
@@ -156,6 +158,39 @@ fn fragment(packet: &[u8], offset: usize) -> Option<Fragment> {
     })
 }
 
+/// A header to write; its flow label is zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Traffic class.
+    pub traffic_class: u8,
+    /// Bytes behind the header.
+    pub payload_length: u16,
+    /// What follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Sender.
+    pub source: Ipv6Addr,
+    /// Receiver.
+    pub destination: Ipv6Addr,
+}
+
+impl Header {
+    /// Writes it to the beginning of `bytes`; false, with nothing written, where these are too few.
+    #[must_use]
+    pub fn write(&self, bytes: &mut [u8]) -> bool {
+        let Some(header) = bytes.first_chunk_mut::<HEADER_LENGTH>() else { return false };
+        let first = 6 << 28 | u32::from(self.traffic_class) << 20;
+        header[..4].copy_from_slice(&first.to_be_bytes());
+        header[PAYLOAD_LENGTH..][..2].copy_from_slice(&self.payload_length.to_be_bytes());
+        header[NEXT_HEADER] = self.next_header;
+        header[HOP_LIMIT] = self.hop_limit;
+        header[SOURCE..][..16].copy_from_slice(&self.source.octets());
+        header[DESTINATION..].copy_from_slice(&self.destination.octets());
+        true
+    }
+}
+
 /// Takes one off the hop limit of the packet that `packet` begins with. False, and nothing done, where it is 0 or 1
 /// (time exceeded) or there is no whole header. No checksum covers it.
 #[inline]
@@ -184,5 +219,22 @@ mod tests {
             assert_eq!(packet, build.ttl(after.unwrap_or(before)).packet());
         }
         assert!(!decrement_hop_limit(&mut [0x60; HEADER_LENGTH - 1]));
+    }
+
+    #[test]
+    fn a_written_header_is_one_that_is_built() {
+        let header = Header {
+            traffic_class: 0xb9,
+            payload_length: 8,
+            next_header: protocol::UDP,
+            hop_limit: 7,
+            source: [1; 16].into(),
+            destination: [2; 16].into(),
+        };
+        let expected = Build::ipv6([1; 16], [2; 16]).tos(0xb9).ttl(7).packet();
+        let mut bytes = [0xee; HEADER_LENGTH];
+        assert!(header.write(&mut bytes));
+        assert_eq!(bytes, expected[..HEADER_LENGTH]);
+        assert!(!header.write(&mut bytes[1..]));
     }
 }

@@ -14,6 +14,7 @@
 //! | [`ipv4`], [`ipv6`] | the network header: read, lifetime decremented, checksum verified |
 //! | [`transport`] | ports, flags and types of TCP, UDP, SCTP, ICMP and ICMPv6; whole checksums |
 //! | [`icmp`], [`icmpv6`] | error messages about a packet, written |
+//! | [`udp`], [`gue`], [`gre`] | the headers of tunnels: written, and read as ICMP errors quote them |
 //! | [`checksum`], [`crc32c`] | the sums, whole and incremental |
 //! | [`build`] | frames for tests, benchmarks, fuzzing and the lab |
 
@@ -21,6 +22,8 @@ pub mod build;
 pub mod checksum;
 pub mod crc32c;
 pub mod ethernet;
+pub mod gre;
+pub mod gue;
 pub mod icmp;
 pub mod icmpv6;
 pub mod ipv4;
@@ -30,6 +33,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+pub mod udp;
 
 pub use offload::Offload;
 pub use parse::{
