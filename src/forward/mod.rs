@@ -4,6 +4,7 @@ pub mod dr;
 pub mod icmp;
 pub mod nat;
 mod next_hop;
+pub mod tunnel;
 
 #[cfg(test)]
 mod testing;

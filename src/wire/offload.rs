@@ -1,6 +1,7 @@
 //! What a sender left for a network card to do.
 
-use super::{Parsed, transport};
+use super::checksum::{Sum, never_zero};
+use super::{Parsed, protocol, transport};
 
 /// What the sender left for a network card to do, as a virtio-net header says it. All zero: nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -50,5 +51,24 @@ impl Offload {
         self.needs_checksum
             && self.checksum_start == packet.transport_offset
             && field == Some(usize::from(self.checksum_offset))
+    }
+
+    /// Does what is left to do of a checksum, of a packet read from this very frame; its addresses and ports may have
+    /// been translated since. Says false, and changes nothing, where the field is not in it. This note of what is left
+    /// to do stays as it is: reset it.
+    pub fn complete(&self, frame: &mut [u8], packet: &Parsed) -> bool {
+        let own = self.is_transport_checksum(packet);
+        if own && packet.protocol == protocol::SCTP {
+            return transport::write_checksum(frame, packet);
+        }
+        // The field already holds the pseudo-header's sum.
+        let end = packet.end().min(frame.len());
+        let Some(bytes) = frame.get_mut(usize::from(self.checksum_start)..end) else { return false };
+        let checksum = Sum::ZERO.bytes(bytes).checksum();
+        // Further inside it may be UDP's.
+        let may_be_zero = own && packet.protocol == protocol::TCP;
+        let checksum = if may_be_zero { checksum } else { never_zero(checksum) };
+        let field = bytes.get_mut(usize::from(self.checksum_offset)..).and_then(<[u8]>::first_chunk_mut);
+        field.map(|field| *field = checksum.to_be_bytes()).is_some()
     }
 }
