@@ -1,6 +1,7 @@
 //! Forwarding: how a packet is changed so that it reaches its real server.
 
 pub mod dr;
+pub mod fragment;
 pub mod icmp;
 pub mod nat;
 mod next_hop;
