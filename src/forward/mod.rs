@@ -1,4 +1,12 @@
-//! Forwarding: how a packet is changed so that it reaches its real server.
+//! Forwarding: how a packet is changed so that it reaches its real server. Pure functions on frames.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`dr`] | what all methods have in common, and direct routing needs alone: lifetime, link header |
+//! | [`nat`] | masquerading: an address and a port replaced |
+//! | [`tunnel`] | the packet put into another |
+//! | [`icmp`] | errors about packets of connections: under masquerading, and from inside tunnels |
+//! | [`fragment`] | a packet cut to the MTU |
 
 pub mod dr;
 pub mod fragment;

@@ -38,7 +38,7 @@ pub struct Translation {
 
 impl Translation {
     /// The addresses with one side replaced; `None` where the new one is of the other family.
-    pub(super) fn of(&self, addresses: &Addresses) -> Option<Addresses> {
+    pub fn of(&self, addresses: &Addresses) -> Option<Addresses> {
         match self.side {
             Side::Source => Addresses::new(self.address, addresses.destination()),
             Side::Destination => Addresses::new(addresses.source(), self.address),
