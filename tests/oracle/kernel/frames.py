@@ -1,7 +1,7 @@
 """Frames of the recordings: who is who, how frames are built, put in words, and compared.
 
-The network: clients are behind one router on the director's interface c, real servers r1 to r5 are on its interface s. Every
-address exists in both families.
+The network: clients are behind one router on the director's interface c, real servers r1 to r5 are on its interface s.
+Every address exists in both families.
 """
 
 from scapy.all import (

@@ -1,7 +1,7 @@
 """The kernel under test between two ports: c, where its clients' router is, and s, where its real servers are.
 
-A network namespace holds two veth pairs. The kernel (`scripts/oracle-kernel`) has one end of each, as vec0 and vec1; this process
-writes and reads frames at the others, and answers for everybody.
+A network namespace holds two veth pairs. The kernel (`scripts/oracle-kernel`) has one end of each, as vec0 and vec1;
+this process writes and reads frames at the others, and answers for everybody.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ from frames import DIRECTOR_MAC, ROUTER_MAC, SERVER_MAC, in_words, server4
 ORACLE_KERNEL = Path(__file__).resolve().parents[3] / "scripts/oracle-kernel"
 # How long an answer may take, and how long it must then be quiet.
 ANSWER_SECONDS, QUIET_SECONDS = 0.15, 0.012
+# Time that goes by unrecorded: less than listings may differ by.
+NOTICED_SECONDS = 0.5
 IPV4, ARP_TYPE, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
 # ICMPv6 that hosts say on their own: multicast listeners, routers, neighbours.
 CHATTER = {130, 131, 132, 133, 134, 135, 136, 137, 143}
@@ -57,8 +59,8 @@ for i in $(seq 100 120); do
 done
 """
 
-# Everything as it was after the kernel's start. Without the modules go settings, connections, and fragments that wait for
-# others. Fails where a module cannot be unloaded, or fragments wait in the kernel itself.
+# Everything as it was after the kernel's start. With the modules go settings, connections, and fragments that wait
+# for others. Fails where a module cannot be unloaded, or fragments wait in the kernel itself.
 RESET = """
 ipvsadm --stop-daemon master; ipvsadm --stop-daemon backup; ipvsadm -C
 for command in iptables-legacy ip6tables-legacy; do $command -t mangle -F; done
@@ -206,6 +208,15 @@ class Recorder:
         if self.case["setup_out"] != ["", "", 0]:
             print(f"{name}: setup: {self.case['setup_out']}")
         lab.receive(0.02, quiet=None)
+        self.recorded_until = time.monotonic()
+
+    def add(self, step):
+        """Adds a step, and a sleep for the time that it took, where that would show in a listing's timers."""
+        self.case["steps"].append(step)
+        lag = round(time.monotonic() - self.recorded_until, 1)
+        if lag >= NOTICED_SECONDS:
+            self.case["steps"].append({"sleep": lag})
+            self.recorded_until += lag
 
     def send(self, port, packet, note=None, seconds=ANSWER_SECONDS):
         frame = bytes(packet)
@@ -214,16 +225,17 @@ class Recorder:
         if note:
             step["note"] = note
         step["recv"] = [{"port": name, "hex": answer.hex(), "desc": in_words(answer)} for name, answer in answers]
-        self.case["steps"].append(step)
+        self.add(step)
         return [answer for _, answer in answers]
 
     def run(self, command):
         stdout, stderr, status = self.lab.shell(command)
-        self.case["steps"].append({"exec": command, "stdout": stdout, "stderr": stderr, "rc": status})
+        self.add({"exec": command, "stdout": stdout, "stderr": stderr, "rc": status})
 
     def sleep(self, seconds):
-        self.case["steps"].append({"sleep": seconds})
         time.sleep(seconds)
+        self.recorded_until += seconds
+        self.add({"sleep": seconds})
 
     def save(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -241,7 +241,7 @@ def tunnel(name, vip, real, options, description):
 
 
 def tunnel_path_errors(case):
-    it = case("v6-tun-icmp-from-path", service(method="-i"), "ICMPv6 errors about the outer packet, from the servers' side")
+    it = case("v6-tun-icmp-from-path", service(method="-i"), "servers' side ICMPv6 errors about the outer packet")
     it.client("S", port=5200)
     data = {"port": 5200, "seq": 1001, "ack": 1, "payload": b"y" * 1380}
     outer = network_packet(it.client("A", "data", **data)[0])
@@ -286,7 +286,8 @@ def icmp(method):
                 it.send("s", from_server(1, CLIENT6) / error / Raw(bytes(inner)[:48]), f"server's side {words}")
             router = from_server(2, CLIENT6, source=SERVERS_ROUTER)
             it.send("s", router / ICMPv6DestUnreach(code=3) / Raw(bytes(inner)[:48]), "from a router there")
-            it.send("s", from_server(1, CLIENT6) / ICMPv6DestUnreach(code=4) / inner, "server's side, whole inner packet")
+            unreachable = from_server(1, CLIENT6) / ICMPv6DestUnreach(code=4)
+            it.send("s", unreachable / inner, "server's side, whole inner packet")
         it.send("c", from_client(CLIENT6) / ICMPv6EchoRequest(id=7, seq=1, data=b"ping"), "echo to the VIP")
         it.run(CONNECTIONS)
         return it
@@ -321,14 +322,15 @@ def persistence(kind):
         servers = (1, 2, 3)
         match kind:
             case "ppc":
-                setup = service(servers=servers, flags="-p 50") + "\n" + service(port=443, servers=servers, flags="-p 50")
-                it = case("v6-persist-ppc", setup, "a template per port")
+                both = (service(port=port, servers=servers, flags="-p 50") for port in (80, 443))
+                it = case("v6-persist-ppc", "\n".join(both), "a template per port")
                 for client in (CLIENT6, SECOND_CLIENT, *others):
                     for number in range(2):
                         it.client("S", port=6000 + number, client=client)
                         it.client("S", port=6100 + number, client=client, to_port=443)
             case "pcc":
-                it = case("v6-persist-pcc", service(port=0, servers=servers, flags="-p 50"), "port 0: a template per client")
+                setup = service(port=0, servers=servers, flags="-p 50")
+                it = case("v6-persist-pcc", setup, "port 0: a template per client")
                 for client in (CLIENT6, SECOND_CLIENT, others[0]):
                     for port in (80, 443, 21):
                         it.client("S", port=6000 + port, client=client, to_port=port)
@@ -375,7 +377,7 @@ def no_destination(case):
 
 
 def quiesce(case):
-    it = case("v6-quiesce", service(servers=(1, 2, 3)), "weight 0: old connections stay, new go elsewhere; then removal")
+    it = case("v6-quiesce", service(servers=(1, 2, 3)), "weight 0: new connections go elsewhere; then removal")
     name, real = f"-t [{VIP6}]:80", f"[{server6(2)}]:80"
 
     def old_connection(note):
@@ -426,7 +428,8 @@ def thresholds(case):
 
 def headers(method):
     def record(case):
-        it = case(f"v6-{method}-headers", service(method=METHODS[method]), "header handling; packets that are not right")
+        setup = service(method=METHODS[method])
+        it = case(f"v6-{method}-headers", setup, "header handling; packets that are not right")
 
         def one(port, note, **fields):
             it.send("c", from_client(CLIENT6, **fields) / tcp(port, 80), note)

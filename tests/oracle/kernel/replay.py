@@ -47,13 +47,7 @@ def same_listing(one, other):
 
 
 def play_step(lab, step):
-    """What differs, in words; empty if nothing does, `None` if nothing was compared."""
-    if "sleep" in step:
-        time.sleep(step["sleep"])
-        return None
-    if "async" in step:
-        lab.receive(3, quiet=None)
-        return None
+    """What differs, in words; empty if nothing does."""
     if "exec" in step:
         stdout, stderr, status = lab.shell(step["exec"])
         recorded = step["stdout"] + step["stderr"]
@@ -90,9 +84,22 @@ def replay(lab, recording):
             else:
                 results.append(play_event(lab, event))
     else:
-        results = [play_step(lab, step) for step in recording["steps"]]
-    compared = [result for result in results if result is not None]
-    return len(compared), [result for result in compared if result]
+        results = play_steps(lab, recording["steps"])
+    return len(results), [result for result in results if result]
+
+
+def play_steps(lab, steps):
+    """Plays the steps of a case; sleeps are shorter by what the steps before them took."""
+    results, due = [], time.monotonic()
+    for step in steps:
+        if "sleep" in step:
+            due += step["sleep"]
+            time.sleep(max(0, due - time.monotonic()))
+        elif "async" in step:
+            lab.receive(3, quiet=None)
+        else:
+            results.append(play_step(lab, step))
+    return results
 
 
 def main():
