@@ -13,39 +13,90 @@ fn sum(sum: u32, bytes: &[u8]) -> u32 {
     total
 }
 
-/// Offset in an IPv4 packet of what follows its header.
-fn header_length(packet: &[u8]) -> usize {
-    usize::from(packet[0] & 15) * 4
+/// Where an IP packet's parts are.
+struct Layout {
+    /// The transport's number.
+    protocol: u8,
+    /// Where its header begins; `None` in a later fragment.
+    transport: Option<usize>,
+    is_whole: bool,
 }
 
-fn fragment_offset(packet: &[u8]) -> u16 {
-    u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const FRAGMENT: u8 = 44;
+const ICMPV6: u8 = 58;
+
+fn is_v4(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 4
+}
+
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn layout(packet: &[u8]) -> Layout {
+    if is_v4(packet) {
+        let fragment = word(packet, 6);
+        let transport = (fragment & 0x1fff == 0).then(|| usize::from(packet[0] & 15) * 4);
+        return Layout { protocol: packet[9], transport, is_whole: fragment & 0x3fff == 0 };
+    }
+    match packet[6] {
+        FRAGMENT => {
+            let transport = (word(packet, 42) & 0xfff8 == 0).then_some(48);
+            Layout { protocol: packet[40], transport, is_whole: false }
+        }
+        protocol => Layout { protocol, transport: Some(40), is_whole: true },
+    }
+}
+
+/// Source and destination.
+fn addresses(packet: &[u8]) -> (&[u8], &[u8]) {
+    if is_v4(packet) { packet[12..20].split_at(4) } else { packet[8..40].split_at(16) }
 }
 
 /// Whether the packet's checksums are right: of its IPv4 header, and of TCP, UDP and ICMP in whole packets.
 fn checksums_are_right(packet: &[u8]) -> bool {
-    let (header, rest) = packet.split_at(header_length(packet));
-    if sum(0, header) != 0xffff {
+    if is_v4(packet) && sum(0, &packet[..usize::from(packet[0] & 15) * 4]) != 0xffff {
         return false;
     }
-    if u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
-        return true;
-    }
-    let protocol = packet[9];
-    let pseudo_header = sum(u32::from(protocol) + rest.len() as u32, &packet[12..20]);
+    let Layout { protocol, transport: Some(at), is_whole: true } = layout(packet) else { return true };
+    let segment = &packet[at..];
+    let (source, destination) = addresses(packet);
+    let pseudo_header = sum(sum(u32::from(protocol) + segment.len() as u32, source), destination);
     match protocol {
-        1 => sum(0, rest) == 0xffff,
-        6 => sum(pseudo_header, rest) == 0xffff,
-        17 => rest.get(6..8).is_some_and(|field| field == [0, 0]) || sum(pseudo_header, rest) == 0xffff,
+        ICMP => sum(0, segment) == 0xffff,
+        UDP if segment.get(6..8).is_some_and(|field| field == [0, 0]) => is_v4(packet),
+        TCP | UDP | ICMPV6 => sum(pseudo_header, segment) == 0xffff,
         _ => true,
     }
 }
 
-/// The IPv4 packet in an Ethernet frame, without padding.
+/// The IP packet in an Ethernet frame, without padding.
 pub(crate) fn packet(frame: &[u8]) -> Option<&[u8]> {
-    let bytes = frame.strip_prefix(&frame[..12])?.strip_prefix(&[8, 0])?;
-    let length = usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
+    let bytes = frame.get(14..)?;
+    let length = match frame[12..14] {
+        [0x08, 0x00] => usize::from(word(bytes, 2)),
+        [0x86, 0xdd] => 40 + usize::from(word(bytes, 4)),
+        _ => return None,
+    };
     bytes.get(..length)
+}
+
+/// Takes out the identification of a packet where its cause's is another: the director chose it.
+fn hide_identification(bytes: &mut [u8], cause: Option<&[u8]>) {
+    let place = match is_v4(bytes) {
+        true if bytes[4..6] == [0, 0] => return,
+        true => 4..6,
+        false if bytes[6] == FRAGMENT => 44..48,
+        false => return,
+    };
+    let of_cause =
+        cause.filter(|cause| is_v4(cause) == is_v4(bytes) && (is_v4(cause) || cause[6] == FRAGMENT));
+    if of_cause.is_none_or(|cause| cause[place.clone()] != bytes[place.clone()]) {
+        bytes[place].fill(0xee);
+    }
 }
 
 /// A frame that was sent for `cause`, in the form that is compared: link address, packet, and whether its checksums are
@@ -54,48 +105,54 @@ pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> (Vec<u8>, Vec<u8>, bool)
     let Some(bytes) = packet(frame) else { return (frame[..6].to_vec(), frame[14..].to_vec(), true) };
     let right = checksums_are_right(bytes);
     let mut bytes = bytes.to_vec();
-    let its_cause = packet(cause).map(|cause| [cause[4], cause[5]]);
-    if bytes[4..6] != [0, 0] && its_cause.as_ref().is_none_or(|cause| bytes[4..6] != cause[..]) {
-        bytes[4..6].fill(0xee);
+    hide_identification(&mut bytes, packet(cause));
+    if is_v4(&bytes) {
+        bytes[10..12].fill(0);
     }
-    bytes[10..12].fill(0);
-    let at = header_length(&bytes);
-    if fragment_offset(&bytes) == 0 {
-        match bytes[9] {
-            6 if bytes.len() >= at + 18 => bytes[at + 16..at + 18].fill(0),
-            17 if bytes.len() >= at + 8 && bytes[at + 6..at + 8] != [0, 0] => {
+    if let Layout { protocol, transport: Some(at), .. } = layout(&bytes) {
+        match protocol {
+            TCP if bytes.len() >= at + 18 => bytes[at + 16..at + 18].fill(0),
+            UDP if bytes.len() >= at + 8 && bytes[at + 6..at + 8] != [0, 0] => {
                 bytes[at + 6..at + 8].copy_from_slice(&[0, 1]);
             }
-            1 => {
+            ICMP => {
                 bytes[at + 2..at + 4].fill(0);
                 if bytes.len() >= at + 20 && matches!(bytes[at], 3 | 4 | 5 | 11 | 12) {
                     bytes[at + 18..at + 20].fill(0);
                 }
             }
+            ICMPV6 => bytes[at + 2..at + 4].fill(0),
             _ => {}
         }
     }
     (frame[..6].to_vec(), bytes, right)
 }
 
-/// Whether `answer` is what the host's own stack answers to `cause`: a reset, an unreachable port, an echo.
+/// Whether `answer` is what the host's own stack answers to `cause`: a reset, an unreachable port or protocol, an echo.
 pub(crate) fn is_host_answer(answer: &[u8], cause: &[u8]) -> bool {
     const RST: u8 = 4;
     let (Some(answer), Some(cause)) = (packet(answer), packet(cause)) else { return false };
-    if (&answer[12..16], &answer[16..20]) != (&cause[16..20], &cause[12..16]) {
+    let (source, destination) = addresses(answer);
+    if (destination, source) != addresses(cause) {
         return false;
     }
-    let at = header_length(answer);
-    match answer[9] {
-        6 => answer[at + 13] & RST != 0,
-        1 => matches!(answer[at..at + 2], [3, 3] | [0, 0]),
+    let Layout { protocol, transport: Some(at), .. } = layout(answer) else { return false };
+    match protocol {
+        TCP => answer[at + 13] & RST != 0,
+        ICMP => matches!(answer[at..at + 2], [3, 2 | 3] | [0, 0]),
+        ICMPV6 => matches!(answer[at..at + 2], [1, 4] | [4, 1] | [129, 0]),
         _ => false,
     }
 }
 
 /// Whether the packet is a TCP segment that resets: nobody answers that.
 pub(crate) fn is_reset(frame: &[u8]) -> bool {
-    packet(frame).is_some_and(|bytes| bytes[9] == 6 && bytes[header_length(bytes) + 13] & 4 != 0)
+    packet(frame).is_some_and(|bytes| match layout(bytes) {
+        Layout { protocol: TCP, transport: Some(at), .. } => {
+            bytes.get(at + 13).is_some_and(|flags| flags & 4 != 0)
+        }
+        _ => false,
+    })
 }
 
 /// `MINUTES:SECONDS` in seconds.

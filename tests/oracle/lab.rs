@@ -44,27 +44,34 @@ pub(crate) fn server_mac(number: u8) -> MacAddress {
 
 fn topology() -> Topology {
     let network = |text: &str| text.parse::<Prefix>().unwrap();
-    let virtual_addresses = (100..=120).map(|last| Prefix::host([10, 88, 0, last].into()));
+    // `fd88::100` is written as `10.88.0.100` is: its last group is not a hundred.
+    let virtual_addresses = (100..=120).flat_map(|last: u8| {
+        let v6: IpAddr = format!("fd88::{last}").parse().unwrap();
+        [Prefix::host([10, 88, 0, last].into()), Prefix::host(v6)]
+    });
+    let clients_side = ["10.88.1.254/24", "fd88:1::fe/64"].map(network);
     let interfaces = vec![
         Interface {
             name: "c".to_owned(),
-            addresses: std::iter::once(network("10.88.1.254/24")).chain(virtual_addresses).collect(),
+            addresses: clients_side.into_iter().chain(virtual_addresses).collect(),
             mac: DIRECTOR,
         },
         Interface {
             name: "s".to_owned(),
-            addresses: vec![network("10.88.2.254/24")],
+            addresses: ["10.88.2.254/24", "fd88:2::fe/64"].map(network).into(),
             mac: MacAddress([2, 0, 0x0a, 0x58, 2, 0xfe]),
         },
     ];
-    let router = IpAddr::from([10, 88, 1, 1]);
-    let mut neighbours = vec![Neighbour { address: router, mac: ROUTER, port: None }];
-    neighbours.extend((1..=5).map(|number| Neighbour {
-        address: [10, 88, 2, 10 + number].into(),
-        mac: server_mac(number),
-        port: None,
-    }));
-    Topology::new(interfaces, &neighbours, vec![router]).unwrap()
+    let routers = ["10.88.1.1", "fd88:1::1"].map(|text| text.parse::<IpAddr>().unwrap());
+    let mut neighbours: Vec<Neighbour> =
+        routers.iter().map(|&address| Neighbour { address, mac: ROUTER, port: None }).collect();
+    for number in 1..=5 {
+        let v6: IpAddr = format!("fd88:2::{}", 10 + number).parse().unwrap();
+        for address in [[10, 88, 2, 10 + number].into(), v6] {
+            neighbours.push(Neighbour { address, mac: server_mac(number), port: None });
+        }
+    }
+    Topology::new(interfaces, &neighbours, routers.into()).unwrap()
 }
 
 /// What a command line printed, and how it ended.
@@ -133,6 +140,7 @@ impl Lab {
             let mut lines: Vec<&str> = outcome.stdout.lines().collect();
             match filter {
                 "tail -n +3" => drop(lines.drain(..lines.len().min(2))),
+                "tail -3" => drop(lines.drain(..lines.len().saturating_sub(3))),
                 "sort" => lines.sort_unstable(),
                 other => panic!("'{other}' in '{line}': no such filter is known"),
             }
@@ -151,7 +159,9 @@ impl Lab {
                 let setting = words.strip_prefix("-qw ").and_then(|setting| setting.split_once('='));
                 let (name, value) = setting.unwrap_or_else(|| panic!("'{line}': not as expected"));
                 assert!(name.starts_with("net.ipv4.vs."), "'{line}': not the director's");
-                self.bench.set(name, value).unwrap_or_else(|error| panic!("'{line}': {error}"));
+                if let Err(error) = self.bench.set(name, value) {
+                    return Outcome { stderr: format!("{error}\n"), status: 255, ..Outcome::default() };
+                }
             }
             "echo" if words == "$?" => {
                 return Outcome { stdout: format!("{last}\n"), ..Outcome::default() };

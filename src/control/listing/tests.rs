@@ -227,12 +227,13 @@ fn recorded_connections_come_out_as_they_went_in() {
                 };
                 let endpoint = |text: &str| {
                     let (address, port) = text.rsplit_once(':').unwrap();
-                    (address.parse().unwrap(), port.parse().unwrap())
+                    (address.trim_matches(['[', ']']).parse().unwrap(), port.parse().unwrap())
                 };
                 let row = ConnectionRow {
                     protocol: match protocol {
                         "TCP" => Some(Protocol::Tcp),
                         "UDP" => Some(Protocol::Udp),
+                        "SCTP" => Some(Protocol::Sctp),
                         "IP" => None,
                         other => panic!("{other}"),
                     },
