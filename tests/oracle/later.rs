@@ -44,7 +44,6 @@ pub(crate) const CASES: &[Later] = &[
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
     ("forwarding ICMP errors", Differs, &["icmp-dr"]),
-    ("forwarding fragments", Differs, &["frag-dr"]),
 ];
 
 /// Of `seq`.
