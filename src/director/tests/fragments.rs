@@ -295,7 +295,8 @@ fn a_flood_takes_bounded_room_and_others_get_through() {
     for round in 0..200_u32 {
         let now = lab.now + Duration::from_millis(u64::from(round));
         let flood = |from: u32, fragment: usize| -> Vec<Vec<u8>> {
-            let of = |number| datagram(false, 1, from + round * 64 + number).payload(&[0; 16]).fragments(8);
+            let datagram = build().transport(Transport::udp(1, 53)).payload(&[0; 16]);
+            let of = |number| datagram.clone().identification(from + round * 64 + number).fragments(8);
             (0..64).map(|number| of(number).swap_remove(fragment)).collect()
         };
         let (later, first) = (flood(1000, 1), flood(20_000, 0));
