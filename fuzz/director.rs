@@ -40,6 +40,8 @@ const MTU: u32 = 200;
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 1, 254];
 const VIP: [u8; 4] = [10, 88, 0, 100];
 const VIP6: [u8; 16] = [0xfd, 0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// The longest that a fragment waits for its first.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than any connection lives after its last packet.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -319,6 +321,7 @@ impl World {
             *hop = NextHop::Failed(NextHopError::PortDown);
         }
         self.director.shared().network.store(Arc::new(self.network.clone()));
+        self.now += PATIENCE;
         self.tick();
         assert!(!self.director.is_holding());
         assert_eq!(self.frames.available(), CHUNKS as usize);

@@ -6,6 +6,8 @@
 mod checks;
 #[path = "../fuzz/director.rs"]
 mod director;
+#[path = "../fuzz/fragments.rs"]
+mod fragments;
 #[path = "support/scenarios.rs"]
 mod scenarios;
 
@@ -160,5 +162,14 @@ fn scenarios_of_the_corpus_hold_what_all_scenarios_must() {
     for (name, bytes) in corpus("director") {
         println!("{name}");
         director::scenario(&bytes);
+    }
+}
+
+#[test]
+fn fragments_of_the_corpus_hold_what_all_fragments_must() {
+    check_seeds("fragments", &fragments::seeds());
+    for (name, bytes) in corpus("fragments") {
+        println!("{name}");
+        fragments::scenario(&bytes);
     }
 }

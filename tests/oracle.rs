@@ -10,7 +10,7 @@ mod lab;
 #[path = "oracle/later.rs"]
 mod later;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 
@@ -22,7 +22,7 @@ use uvs::types::PortId;
 use uvs::wire::build::{Build, Transport};
 use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 
-use compare::{comparable, is_host_answer, is_reset, printed, same_listing, without_counters};
+use compare::{Comparable, comparable, is_host_answer, is_reset, printed, same_listing, without_counters};
 use lab::{CLIENTS, DIRECTOR, Lab, ROUTER, SERVERS, server_mac};
 use later::Sign;
 
@@ -52,6 +52,10 @@ const CASES: &[&str] = &[
     "v6-thresholds",
     "v6-udp-dr",
 ];
+/// Recorded cases of fragments: the kernel sends them on once it has all, the director as they come.
+const FRAGMENT_CASES: &[&str] = &["frag-dr"];
+/// In their listings: the connection of a datagram that is not complete.
+const INCOMPLETE: &str = "UDP 04:58 UDP 10.88.128.1:7002 10.88.0.100:53 10.88.2.12:53\n";
 /// Schedulers whose sequences are played, but for those of services by mark.
 const SCHEDULERS: &[&str] = &["rr", "sh", "wlc", "wrr"];
 
@@ -177,6 +181,56 @@ fn frames_and_listings_are_as_recorded() {
     assert_eq!(compared, 563);
 }
 
+/// What a fragment belongs to.
+fn identification(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[18], frame[19]])
+}
+
+/// What was sent, as frames that can be compared, for each datagram: a set, for the order is not the same.
+type Sent = BTreeMap<u16, BTreeSet<(u16, Comparable)>>;
+
+fn note(sent: &mut Sent, port: PortId, frame: &[u8], cause: &[u8]) {
+    let frames = sent.entry(identification(frame)).or_default();
+    assert!(frames.insert((port.0, comparable(frame, cause))), "a frame is sent twice");
+}
+
+#[test]
+fn of_each_datagram_that_is_complete_the_fragments_are_as_recorded() {
+    let mut compared = 0;
+    for name in FRAGMENT_CASES {
+        let case = recording("cases", name);
+        let mut lab = set_up(&case);
+        let (mut recorded, mut got, mut arrived) = (Sent::new(), Sent::new(), BTreeMap::<u16, usize>::new());
+        for step in list(&case["steps"]) {
+            let Some(send) = step.get("send") else {
+                // Of the datagram whose last fragment does not come, the kernel knows nothing yet.
+                let kept: String = text(&step["stdout"]).to_owned() + INCOMPLETE;
+                let outcome = lab.shell(text(&step["exec"]));
+                assert!(same_listing(&outcome.stdout, &kept), "{name}: {}", outcome.stdout);
+                continue;
+            };
+            let frame = bytes(&send["hex"]);
+            *arrived.entry(identification(&frame)).or_default() += 1;
+            for answer in list(&step["recv"]) {
+                note(&mut recorded, port(&answer["port"]), &bytes(&answer["hex"]), &frame);
+            }
+            for output in lab.send_fragment(port(&send["port"]), &frame) {
+                let Verdict::Transmit(port) = output.verdict else { panic!("{name}: {:?}", output.verdict) };
+                note(&mut got, port, &output.bytes, &frame);
+            }
+        }
+        assert_eq!(recorded.len(), 2);
+        for (identification, frames) in &got {
+            assert_eq!(frames.len(), arrived[identification], "{name}: all that came, once its first did");
+            if let Some(recorded) = recorded.get(identification) {
+                compared += frames.len();
+                assert_eq!(frames, recorded, "{name}");
+            }
+        }
+    }
+    assert_eq!(compared, 6);
+}
+
 #[test]
 fn counters_are_of_every_packet() {
     let case = recording("cases", "udp-dr");
@@ -276,7 +330,7 @@ fn is_missing(lab: &mut Lab, recording: &Value, sign: Sign) -> bool {
 
 #[test]
 fn every_recording_is_played_or_needs_what_is_not_there_yet() {
-    let played = CASES.iter().map(|name| (*name).to_owned()).collect();
+    let played = CASES.iter().chain(FRAGMENT_CASES).map(|name| (*name).to_owned()).collect();
     for (folder, played, later) in
         [("cases", played, later::CASES), ("seq", played_sequences(), later::SEQUENCES)]
     {

@@ -18,7 +18,7 @@ const XDP_CHUNK: usize = 4096;
 /// those pages are ever touched that frames reach into.
 const PACKET_CHUNK: usize = 17 * 4096;
 /// Chunks for frames that the director holds, and to spare.
-const DIRECTOR_CHUNKS: usize = 512;
+const DIRECTOR_CHUNKS: usize = 1536;
 
 /// Why ports could not be opened.
 #[derive(Debug, thiserror::Error)]

@@ -30,7 +30,7 @@ pub struct FrameCounts {
     pub received: u64,
     /// Held frames that came up again.
     pub released: u64,
-    /// Frames set aside until a link address is known.
+    /// Frames set aside until a link address, or the way of their first fragment, is known.
     pub held: u64,
     /// Frames to be sent.
     pub transmitted: u64,

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::forward::{NextHop, NextHopError, dr};
+use crate::fragment::Ticket;
 use crate::service::ServerId;
 use crate::sys::frames::{Frame, FramePool};
 use crate::types::{Duration, Family, Instant};
@@ -71,6 +72,20 @@ impl Waybill {
     }
 }
 
+/// What a frame of the present batch is to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Promise {
+    /// The link address of where it is to go.
+    LinkAddress(Waybill),
+    /// The decision about its datagram's first fragment.
+    First {
+        /// What to ask with.
+        ticket: Ticket,
+        /// How long.
+        until: Instant,
+    },
+}
+
 /// One worker's waiting frames, oldest first.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -93,11 +108,14 @@ impl Held {
 
     /// Whether another frame for `server` may wait, beside those of the present batch that were promised a place
     /// already.
-    pub(super) fn has_room(&self, server: ServerId, promised: &[(usize, Waybill)]) -> bool {
-        let waiting = self.waiting.iter().map(|waiting| &waiting.waybill);
-        let all = waiting.chain(promised.iter().map(|(_, waybill)| waybill));
-        self.waiting.len() + promised.len() < MAX_HELD
-            && all.filter(|waybill| waybill.server == server).count() < MAX_HELD_PER_SERVER
+    pub(super) fn has_room(&self, server: ServerId, promised: &[(usize, Promise)]) -> bool {
+        let waiting = self.waiting.iter().map(|waiting| waiting.waybill.server);
+        let promised = promised.iter().filter_map(|(_, promise)| match promise {
+            Promise::LinkAddress(waybill) => Some(waybill.server),
+            Promise::First { .. } => None,
+        });
+        let all = waiting.chain(promised);
+        all.clone().count() < MAX_HELD && all.filter(|other| *other == server).count() < MAX_HELD_PER_SERVER
     }
 
     pub(super) fn keep(&mut self, entry: Entry, waybill: Waybill, now: Instant) {

@@ -8,6 +8,7 @@ mod answer;
 mod batch;
 mod configuration;
 mod counters;
+mod fragments;
 mod held;
 mod pipeline;
 mod schedule;
@@ -20,10 +21,11 @@ use arc_swap::{ArcSwap, Cache};
 
 use crate::conn::FlowFamily;
 use crate::forward::{NextHop, dr};
+use crate::fragment;
 use crate::service::ServerId;
 use crate::sys::frames::FramePool;
 use crate::types::Instant;
-use crate::wire::{Malformed, Parsed};
+use crate::wire::{self, Malformed, Outcome, Parsed};
 
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
 pub use configuration::{Configuration, Network, PortLink, Settings};
@@ -32,8 +34,9 @@ pub use shared::{Capacity, Shared, Walk};
 pub use verdict::{DropReason, Verdict};
 
 use answer::Answers;
-use held::{Held, Waybill};
-use pipeline::{Decision, Handled, Local, Locals, Note, Pass};
+use fragments::Fragments;
+use held::{Held, Promise, Waybill};
+use pipeline::{Decision, Handled, Local, Locals, Next, Note, Pass};
 
 /// Most timer entries that a worker looks at between two batches.
 const TIMER_BUDGET: usize = 512;
@@ -63,9 +66,10 @@ pub struct Director {
     locals: Locals,
     notes: Box<[Note; BATCH_SIZE]>,
     held: Held,
+    fragments: Fragments,
     answers: Answers,
     /// Frames of the present batch that will be held, by their place in it.
-    waybills: Vec<(usize, Waybill)>,
+    promised: Vec<(usize, Promise)>,
 }
 
 impl std::fmt::Debug for Director {
@@ -93,8 +97,9 @@ impl Director {
             locals: Locals::default(),
             notes: Box::new([Note::EMPTY; BATCH_SIZE]),
             held: Held::new(),
+            fragments: Fragments::new(),
             answers: Answers::new(),
-            waybills: Vec::with_capacity(BATCH_SIZE),
+            promised: Vec::with_capacity(BATCH_SIZE),
         }
     }
 
@@ -118,35 +123,33 @@ impl Director {
             locals: &mut self.locals,
             now,
         };
-        let (held, waybills, answers) = (&self.held, &mut self.waybills, &mut self.answers);
-        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, decision| {
-            let (verdict, server) = match decision {
-                Decision::Forward(server, _method) => {
-                    let may_wait = || held.has_room(server, waybills);
-                    (forward(network, frames, entry, packet, server, may_wait), Some(server))
-                }
-                Decision::End(verdict) => (verdict, None),
-            };
-            match (verdict, server) {
-                (Verdict::Held, Some(server)) => {
-                    waybills.push((position, Waybill::new(server, packet, &entry.offload)));
-                }
-                (Verdict::Drop(reason), server) => {
-                    // Larger than the link that it came by: merged on the way, which its sender knows nothing of.
-                    let merged = network.port_mtu(entry.port).is_some_and(|mtu| packet.ip_length > mtu);
-                    if merged {
-                        return verdict;
-                    }
-                    let next_hop = server.map(|server| network.next_hop(server));
-                    return answers.instead_of(reason, frames, entry, packet, next_hop, now);
-                }
-                _ => (),
+        let mut conclusion = Conclusion {
+            network,
+            frames,
+            held: &self.held,
+            promised: &mut self.promised,
+            answers: &mut self.answers,
+            now,
+        };
+        let (fragments, table) = (&self.fragments, &self.shared.fragments);
+        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, next| match next {
+            Next::Act(decision) => conclusion.conclude(position, entry, packet, decision),
+            Next::AwaitFirst(ticket) if fragments.has_room(conclusion.promised) => {
+                let until = now + fragment::patience(packet.family());
+                conclusion.promised.push((position, Promise::First { ticket, until }));
+                Verdict::Held
             }
-            verdict
+            Next::AwaitFirst(ticket) => {
+                table.give_up(ticket);
+                Verdict::Drop(DropReason::FragmentQueueFull)
+            }
         });
-        for (taken, (position, waybill)) in self.waybills.drain(..).enumerate() {
+        for (taken, (position, promise)) in self.promised.drain(..).enumerate() {
             let entry = batch.take(position - taken);
-            self.held.keep(entry, waybill, now);
+            match promise {
+                Promise::LinkAddress(waybill) => self.held.keep(entry, waybill, now),
+                Promise::First { ticket, until } => self.fragments.keep(entry, ticket, until),
+            }
         }
     }
 
@@ -162,9 +165,38 @@ impl Director {
                 counters.count(verdict);
             });
         }
+        if !self.fragments.is_empty() {
+            self.release_fragments(batch, frames, now);
+        }
         let ipv4 = self.expire::<crate::conn::Ipv4>(now);
         let ipv6 = self.expire::<crate::conn::Ipv6>(now);
         ipv4 && ipv6
+    }
+
+    /// Sends fragments after their first, now that it is known where that went.
+    fn release_fragments(&mut self, batch: &mut Batch, frames: &FramePool, now: Instant) {
+        let Self { shared, worker, network, held, fragments, answers, promised, .. } = self;
+        let counters = shared.counters(*worker);
+        let network = network.load();
+        fragments.release(batch, &shared.fragments, now, |batch, mut entry, outcome| {
+            let outcome = outcome.map(|decision| (decision, wire::parse(frames.bytes(&entry.frame))));
+            let verdict = match outcome {
+                Ok((decision, Outcome::Packet(packet))) => {
+                    let decision = fragments::follow(shared, counters, decision, &packet);
+                    let mut conclusion = Conclusion { network, frames, held, promised, answers, now };
+                    conclusion.conclude(0, &mut entry, &packet, decision)
+                }
+                // It was a packet when it came, and nobody has changed it.
+                Ok(_) => Verdict::Drop(DropReason::TruncatedFrame),
+                Err(reason) => Verdict::Drop(reason),
+            };
+            counters.count_released();
+            counters.count(verdict);
+            match promised.pop() {
+                Some((_, Promise::LinkAddress(waybill))) => held.keep(entry, waybill, now),
+                _ => batch.push_decided(entry.frame, entry.port, entry.offload, verdict),
+            }
+        });
     }
 
     fn expire<F: Handled + FlowFamily>(&mut self, now: Instant) -> bool {
@@ -180,15 +212,15 @@ impl Director {
     /// When [`tick`](Self::tick) should be called at the latest; `None` while nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
         let Locals { ipv4, ipv6 } = &self.locals;
-        [ipv4.wheel.next_deadline(), ipv6.wheel.next_deadline(), self.held.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let timers = [ipv4.wheel.next_deadline(), ipv6.wheel.next_deadline()];
+        let waits = [self.held.next_deadline(), self.fragments.next_deadline()];
+        timers.into_iter().chain(waits).flatten().min()
     }
 
-    /// Whether frames wait for something outside: then look at [`tick`](Self::tick) soon.
+    /// Whether frames wait for something outside, or that another worker may receive: then look at
+    /// [`tick`](Self::tick) soon.
     pub fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.fragments.is_empty()
     }
 
     /// The worker goes to sleep: it looks at nothing until its next batch or tick.
@@ -199,6 +231,55 @@ impl Director {
     /// This worker's frames by verdict.
     pub fn frame_counts(&self) -> FrameCounts {
         self.shared.counters(self.worker).frames()
+    }
+}
+
+/// What it takes to carry decisions out.
+struct Conclusion<'a> {
+    network: &'a Network,
+    frames: &'a FramePool,
+    held: &'a Held,
+    promised: &'a mut Vec<(usize, Promise)>,
+    answers: &'a mut Answers,
+    now: Instant,
+}
+
+impl Conclusion<'_> {
+    /// Carries out what was decided about a packet, which has this place in the batch. Where the verdict is to hold it,
+    /// it has been promised a place.
+    #[inline(always)]
+    fn conclude(
+        &mut self,
+        position: usize,
+        entry: &mut Entry,
+        packet: &Parsed,
+        decision: Decision,
+    ) -> Verdict {
+        let Self { network, frames, held, promised, answers, now } = self;
+        let (verdict, server) = match decision {
+            Decision::Forward(server, _method) => {
+                let may_wait = || held.has_room(server, promised);
+                (forward(network, frames, entry, packet, server, may_wait), Some(server))
+            }
+            Decision::End(verdict) => (verdict, None),
+        };
+        match (verdict, server) {
+            (Verdict::Held, Some(server)) => {
+                let waybill = Waybill::new(server, packet, &entry.offload);
+                promised.push((position, Promise::LinkAddress(waybill)));
+            }
+            (Verdict::Drop(reason), server) => {
+                // Larger than the link that it came by: merged on the way, which its sender knows nothing of.
+                let merged = network.port_mtu(entry.port).is_some_and(|mtu| packet.ip_length > mtu);
+                if merged {
+                    return verdict;
+                }
+                let next_hop = server.map(|server| network.next_hop(server));
+                return answers.instead_of(reason, frames, entry, packet, next_hop, *now);
+            }
+            _ => (),
+        }
+        verdict
     }
 }
 

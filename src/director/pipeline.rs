@@ -8,6 +8,7 @@ use crate::conn::{
     Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6, Lifecycle, State,
     StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
+use crate::fragment::Ticket;
 use crate::service::{ServerId, ServerSlot};
 use crate::sys::frames::FramePool;
 use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
@@ -111,6 +112,15 @@ pub(super) enum Decision {
     End(Verdict),
 }
 
+/// What to do with a packet now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Next {
+    /// Carry this out.
+    Act(Decision),
+    /// A fragment: wait until its datagram's first is decided about.
+    AwaitFirst(Ticket),
+}
+
 /// Everything that stays the same for the length of a batch.
 pub(super) struct Pass<'a> {
     pub(super) shared: &'a Shared,
@@ -129,7 +139,7 @@ impl Pass<'_> {
         entries: &mut [Entry],
         notes: &mut [Note; BATCH_SIZE],
         frames: &FramePool,
-        mut conclude: impl FnMut(usize, &mut Entry, &Parsed, Decision) -> Verdict,
+        mut conclude: impl FnMut(usize, &mut Entry, &Parsed, Next) -> Verdict,
     ) {
         for entry in entries.iter() {
             frames.prefetch(&entry.frame);
@@ -150,8 +160,8 @@ impl Pass<'_> {
                 Outcome::NotIp => Verdict::ToHost,
                 Outcome::Malformed(reason) => Verdict::Drop((*reason).into()),
                 Outcome::Packet(packet) => {
-                    let decision = self.decide(packet, note, entry.port);
-                    conclude(position, entry, packet, decision)
+                    let next = self.decide(packet, note, entry.port);
+                    conclude(position, entry, packet, next)
                 }
             };
         }
@@ -180,32 +190,27 @@ impl Pass<'_> {
 
     /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
     #[inline]
-    fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Decision {
+    fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Next {
         if !self.network.is_own_link(port, packet.destination_mac) {
             let group = packet.destination_mac.is_group();
             let verdict = if group { Verdict::ToHost } else { Verdict::Drop(DropReason::ForeignLinkAddress) };
-            return Decision::End(verdict);
+            return Next::Act(Decision::End(verdict));
         }
+        if packet.fragment != Fragment::Whole {
+            return self.fragment(packet, note);
+        }
+        Next::Act(self.whole(packet, note))
+    }
+
+    /// What becomes of a packet with a transport header.
+    #[inline(always)]
+    pub(super) fn whole(&mut self, packet: &Parsed, note: &Note) -> Decision {
         let Some(protocol) = Protocol::from_number(packet.protocol) else {
             return Decision::End(Verdict::ToHost);
         };
-        if packet.fragment != Fragment::Whole {
-            return Decision::End(self.fragment(packet));
-        }
         match packet.addresses {
             Addresses::V4 { .. } => self.packet::<Ipv4>(packet, protocol, note),
             Addresses::V6 { .. } => self.packet::<Ipv6>(packet, protocol, note),
-        }
-    }
-
-    /// A fragment is not forwarded; one for a virtual address is not the host's business either, which would
-    /// answer for what it pieces together.
-    #[cold]
-    fn fragment(&self, packet: &Parsed) -> Verdict {
-        if self.configuration.services.has_address(packet.addresses.destination()) {
-            Verdict::Drop(DropReason::Fragment)
-        } else {
-            Verdict::ToHost
         }
     }
 

@@ -11,6 +11,8 @@ use crate::types::{HashKey, Instant};
 
 use super::configuration::{Configuration, Network};
 use super::counters::{FrameCounts, WorkerCounters};
+use super::fragments::MAX_DATAGRAMS;
+use super::pipeline::Decision;
 
 /// How large a director is made.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,9 @@ impl Default for Capacity {
     }
 }
 
+/// Datagrams that came in fragments, with what was decided about their first.
+pub(super) type FragmentTable = crate::fragment::Table<Decision>;
+
 /// The tables, the counters, and the snapshots that workers go by.
 #[derive(Debug)]
 pub struct Shared {
@@ -51,6 +56,7 @@ pub struct Shared {
     pub configuration: ArcSwap<Configuration>,
     /// The kernel's links, addresses and next hops.
     pub network: ArcSwap<Network>,
+    pub(super) fragments: FragmentTable,
     counters: Box<[WorkerCounters]>,
 }
 
@@ -72,6 +78,10 @@ impl Shared {
         Ok(Arc::new(Self {
             ipv4: Table::new(capacity.connections, wheels, keys[0])?,
             ipv6: Table::new(capacity.connections, wheels, keys[1])?,
+            fragments: FragmentTable::new(
+                MAX_DATAGRAMS,
+                HashKey::new([keys[0].hash([0]), keys[1].hash([0])]),
+            )?,
             counters: (0..capacity.workers).map(|_| WorkerCounters::new(slots.len())).collect(),
             slots,
             epochs: Epochs::new(),

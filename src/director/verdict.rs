@@ -49,12 +49,18 @@ drop_reasons! {
     BadIpv4Checksum = "bad-ipv4-checksum",
     /// An IPv6 header or extension header that is cut off, or a chain of them over the limit.
     BadIpv6Header = "bad-ipv6-header",
-    /// A TCP, UDP or SCTP header that is cut off or contradicts itself.
+    /// A TCP, UDP or SCTP header that is cut off (also by the end of a first fragment) or contradicts itself.
     BadTransportHeader = "bad-transport-header",
     /// Sent to a link address that is not this host's.
     ForeignLinkAddress = "foreign-link-address",
-    /// A fragment to a virtual service; these are not forwarded.
-    Fragment = "fragment",
+    /// A fragment that was there already.
+    FragmentDuplicate = "fragment-duplicate",
+    /// A fragment that contradicts another one of its datagram, and every further one of that.
+    FragmentOverlap = "fragment-overlap",
+    /// A fragment that waited for its datagram's first in vain.
+    FragmentWithoutFirst = "fragment-without-first",
+    /// Too many fragments already wait for their first.
+    FragmentQueueFull = "fragment-queue-full",
     /// The service has no real server that may take a new connection.
     NoRealServer = "no-real-server",
     /// The connection's real server was removed, and `expire_nodest_conn` is 0.

@@ -21,7 +21,7 @@ use crate::types::{Duration, HashKey, Instant, PortId};
 /// The longest frame, in bytes: the largest IP packet behind an Ethernet header with tags.
 pub const MAX_FRAME: usize = 65_535 + 14 + 2 * 4;
 /// Frames in the bench's pool: a batch, and more than a director holds back.
-const FRAMES: u32 = 512;
+const FRAMES: u32 = 1536;
 /// When a bench begins.
 pub const BEGINNING: Instant = Instant::from_nanos(0);
 /// Secrets of the tables' hashes. Fixed: what a bench does is the same each time.

@@ -81,6 +81,12 @@ impl CounterBlock {
         bump(&self.in_bytes, u64::from(bytes));
     }
 
+    /// Counts `bytes` more of a packet from a client that was counted without them: a later fragment's.
+    #[inline]
+    pub fn more_in(&self, bytes: u32) {
+        bump(&self.in_bytes, u64::from(bytes));
+    }
+
     /// The values now; each is exact, all of them not necessarily of one moment.
     pub fn read(&self) -> Traffic {
         Traffic {

@@ -19,6 +19,32 @@ pub mod atomic {
     };
 }
 
+/// The mutex to go with these atomics: a lock that several workers may wait for.
+pub mod mutex {
+    #[cfg(not(all(test, uvs_shuttle)))]
+    pub use parking_lot::{Mutex, MutexGuard};
+    #[cfg(all(test, uvs_shuttle))]
+    pub use shuttle::sync::MutexGuard;
+
+    /// The model checker's, with the other's interface.
+    #[cfg(all(test, uvs_shuttle))]
+    #[derive(Debug)]
+    pub struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+    #[cfg(all(test, uvs_shuttle))]
+    impl<T> Mutex<T> {
+        /// An open one around `value`.
+        pub fn new(value: T) -> Self {
+            Self(shuttle::sync::Mutex::new(value))
+        }
+
+        /// Waits until nobody holds it.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("no test panics while it holds a lock")
+        }
+    }
+}
+
 use atomic::AtomicU64;
 
 /// An anonymous, zeroed, page-aligned mapping. Pages become resident when first touched.

@@ -89,7 +89,7 @@ fn fragment(header: Ipv4HeaderSlice<'_>, payload_length: usize) -> Result<Fragme
         return Err(Malformed::BadIpv4Header);
     }
     Ok(if offset == 0 {
-        Fragment::First { identification }
+        Fragment::First { identification, length: payload_length as u16 }
     } else {
         Fragment::Later { identification, offset, more: header.more_fragments() }
     })

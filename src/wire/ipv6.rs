@@ -153,8 +153,12 @@ fn fragment(packet: &[u8], offset: usize) -> Option<Fragment> {
     // 13 bits of offset in units of 8 bytes, 2 reserved bits, the flag for more.
     Some(match (field & 0xfff8, field & 1 != 0) {
         (0, false) => Fragment::Whole,
-        (0, true) => Fragment::First { identification },
-        (offset, more) => Fragment::Later { identification, offset, more },
+        (0, true) => {
+            // At most what a payload length can say, less this header.
+            let length = packet.len() - offset - FRAGMENT_HEADER_LENGTH;
+            Fragment::First { identification, length: length as u16 }
+        }
+        (place, more) => Fragment::Later { identification, offset: place, more },
     })
 }
 

@@ -128,6 +128,9 @@ pub enum Fragment {
     First {
         /// What the fragments of one datagram have in common, next to their addresses (and, in IPv4, protocol).
         identification: u32,
+        /// Bytes of the datagram that it has: the transport header and, in IPv6, extension headers behind the
+        /// fragment header included.
+        length: u16,
     },
     /// A later part. It has no transport header, whatever its bytes look like.
     Later {

@@ -117,8 +117,8 @@ fn fragments_are_told_apart_and_only_first_ones_have_ports() {
         let frames = build.clone().payload(&payload).fragments(48);
         let identification = if packet(&frames[0]).family() == Family::V4 { 0xbeef } else { 0xdead_beef };
         let later = |offset, more| Fragment::Later { identification, offset, more };
-        let expected =
-            [(Fragment::First { identification }, 1234), (later(48, true), 0), (later(96, false), 0)];
+        let first = Fragment::First { identification, length: 48 };
+        let expected = [(first, 1234), (later(48, true), 0), (later(96, false), 0)];
         assert_eq!(frames.len(), expected.len());
         let mut datagram = Vec::<u8>::new();
         for (frame, (fragment, port)) in frames.iter().zip(expected) {
@@ -131,6 +131,14 @@ fn fragments_are_told_apart_and_only_first_ones_have_ports() {
         let whole = build.payload(&payload).frame();
         assert_eq!(datagram, whole[packet(&whole).transport_offset.into()..]);
     }
+    // Options behind the fragment header are part of what is cut up.
+    let mut content = vec![6, 0, 1, 4, 0, 0, 0, 0];
+    content.extend(&v6().packet()[40..]);
+    let options =
+        v6().transport(Transport::Raw { protocol: 60 }).payload(&content).identification(5).fragment(0, true);
+    let found = packet(&options.frame());
+    let first = Fragment::First { identification: 5, length: 28 };
+    assert_eq!((found.fragment, found.transport_offset, found.source_port), (first, 70, 1234));
     let atomic = packet(&v6().fragment(0, false).frame());
     assert_eq!((atomic.fragment, atomic.transport_offset, atomic.source_port), (Fragment::Whole, 62, 1234));
     // Long enough for ports, short of a TCP header: in a later fragment both are payload.

@@ -1,5 +1,6 @@
 //! The whole program, in network namespaces, with real clients and real servers.
 
+mod fragments;
 mod load;
 mod notes;
 mod oracle;

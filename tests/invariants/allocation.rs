@@ -5,6 +5,7 @@ use uvs::sys::allocations::CountingAllocator;
 use uvs::types::Duration;
 use uvs::wire::build::Transport;
 use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
+use uvs::wire::{Outcome, parse};
 
 use crate::director::{Bench, EMPTY, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
 
@@ -21,6 +22,21 @@ fn datagrams(clients: std::ops::Range<u16>, port: u16) -> Vec<Vec<u8>> {
     clients
         .flat_map(|client| [false, true].map(|ipv6| (client, ipv6)))
         .map(|(client, ipv6)| packet(ipv6, client, Transport::udp(1024 + client, port)).frame())
+        .collect()
+}
+
+/// Three of each datagram, in order or not.
+fn fragments(clients: std::ops::Range<u16>, port: u16, reversed: bool) -> Vec<Vec<u8>> {
+    clients
+        .flat_map(|client| [false, true].map(|ipv6| (client, ipv6)))
+        .flat_map(|(client, ipv6)| {
+            let build = packet(ipv6, client, Transport::udp(1024 + client, port)).payload(&[7; 40]);
+            let mut fragments = build.identification(u32::from(client)).fragments(16);
+            if reversed {
+                fragments.reverse();
+            }
+            fragments
+        })
         .collect()
 }
 
@@ -47,6 +63,12 @@ fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     kinds.push(("no server, datagrams", datagrams(0..100, EMPTY)));
     kinds.push(("unreachable", frames(0..100, UNREACHABLE, SYN)));
     kinds.push(("held, and too many of them", frames(0..CLIENTS, UNRESOLVED, SYN)));
+    for (kind, reversed) in [("fragments", false), ("fragments, the last one first", true)] {
+        kinds.push((kind, fragments(0..100, port, reversed)));
+    }
+    let mut lone = fragments(0..CLIENTS, port, true);
+    lone.retain(|frame| matches!(parse(frame), Outcome::Packet(packet) if !packet.has_transport_header()));
+    kinds.push(("fragments whose first never comes, and too many of them", lone));
     let mut torn = frames(0..100, port, ACK);
     for (index, frame) in torn.iter_mut().enumerate() {
         frame.truncate(index % frame.len());

@@ -34,10 +34,15 @@ fn transport() -> impl Strategy<Value = Transport> {
 
 /// A sound frame, one that was damaged somewhere, or anything.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
-    let sound = (any::<bool>(), 0_u16..20, transport(), 1_u8..4, 0..4, prop::option::of(1_u16..3)).prop_map(
+    let sound = (any::<bool>(), 0_u16..20, transport(), 1_u8..4, 0..8, prop::option::of(1_u16..3)).prop_map(
         |(ipv6, client, transport, ttl, fragment, vlan)| {
             let build = packet(ipv6, client, transport).ttl(ttl).payload(b"payload of some length");
-            let build = if fragment == 0 { build.fragment(8, true) } else { build };
+            let build = match fragment {
+                0 => build.fragment(0, true),
+                1 => build.payload(b"more of it").fragment(48, false),
+                2 => build.fragment(8, true),
+                _ => build,
+            };
             vlan.map_or(build.clone(), |id| build.vlan(id)).frame()
         },
     );

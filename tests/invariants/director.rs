@@ -20,7 +20,7 @@ const VIP: [u8; 4] = [192, 0, 2, 1];
 const VIP6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const SERVERS: u32 = 4;
 /// More than the frames that can be in a batch and held at the same time.
-const CHUNKS: u32 = 1024;
+const CHUNKS: u32 = 1536;
 
 /// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
 /// known, one whose servers cannot be reached, one without servers.

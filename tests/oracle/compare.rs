@@ -99,9 +99,12 @@ fn hide_identification(bytes: &mut [u8], cause: Option<&[u8]>) {
     }
 }
 
+/// A frame in the form that is compared.
+pub(crate) type Comparable = (Vec<u8>, Vec<u8>, bool);
+
 /// A frame that was sent for `cause`, in the form that is compared: link address, packet, and whether its checksums are
 /// right, with their values and identifications of the director's own taken out.
-pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> (Vec<u8>, Vec<u8>, bool) {
+pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> Comparable {
     let Some(bytes) = packet(frame) else { return (frame[..6].to_vec(), frame[14..].to_vec(), true) };
     let right = checksums_are_right(bytes);
     let mut bytes = bytes.to_vec();

@@ -104,6 +104,15 @@ impl Lab {
         outputs
     }
 
+    /// The same with a fragment, which may set others free.
+    pub(crate) fn send_fragment(&mut self, port: PortId, frame: &[u8]) -> Vec<Output> {
+        let now = self.bench.now();
+        let mut outputs = self.bench.feed(port, frame, now).unwrap();
+        outputs.extend(self.bench.advance(now + STEP));
+        assert!(self.bench.frame_counts().is_conserved());
+        outputs
+    }
+
     pub(crate) fn sleep(&mut self, seconds: f64) {
         let span = Duration::from_nanos((seconds * 1e9) as u64);
         assert_eq!(self.bench.advance(self.bench.now() + span), [], "nothing has to wait here");

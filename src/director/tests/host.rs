@@ -82,7 +82,7 @@ fn what_is_not_ours_goes_to_the_host_and_what_is_broken_is_dropped() {
         ("cut in the TCP header", tcp(1, SYN)[..40].to_vec(), drop(DropReason::BadIpv4Header)),
         ("cut in the link header", tcp(1, SYN)[..10].to_vec(), drop(DropReason::TruncatedFrame)),
         ("nothing", Vec::new(), drop(DropReason::TruncatedFrame)),
-        ("fragment", fragment, drop(DropReason::Fragment)),
+        ("a first fragment", fragment, Verdict::Transmit(INSIDE)),
         (
             "over the MTU, to be fragmented",
             build().transport(segment(1, 80, SYN)).payload(&[0; 1500]).frame(),

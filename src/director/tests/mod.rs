@@ -3,6 +3,7 @@
 mod answers;
 mod capacity;
 mod forwarding;
+mod fragments;
 mod host;
 mod splits;
 mod states;
@@ -70,7 +71,7 @@ impl Lab {
     }
 
     fn with_capacity(servers: u32, connections: u32) -> Self {
-        let capacity = Capacity { connections, servers: 64, workers: 1 };
+        let capacity = Capacity { connections, servers: 64, workers: 3 };
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let mut network = Network {
             ports: [DIRECTOR_OUTSIDE, DIRECTOR_INSIDE]

@@ -64,8 +64,8 @@ pub(super) const FAMILY_V6: u8 = 6;
 /// Second byte of a key for all packets to an address. Otherwise it is a transport protocol's number, none of
 /// which is 0 (IPv6's hop-by-hop options).
 pub(super) const PACKETS_EVERYTHING: u8 = 0;
-/// Second byte of the key that says: there is some key for this address. It takes packets whose ports cannot be
-/// seen (fragments after the first), which the host would otherwise answer when their rest does not come.
+/// Second byte of the key that says: there is some key for this address. It takes fragments: later ones do not show
+/// their ports, the host would answer when the rest does not come, and of one datagram the director gets all or nothing.
 /// 255 is reserved as a protocol number.
 pub(super) const PACKETS_WITHOUT_PORTS: u8 = 255;
 

@@ -6,8 +6,9 @@
 //!
 //! Taken are unicast frames (by their destination's group bit), with up to [`MAX_VLAN_TAGS`] tags, whose IP
 //! destination has a matching key: protocol and port first, then the protocol's key for every port, then the
-//! address's key for everything. Packets that do not show their ports (fragments after the first, and IPv6
-//! packets with more than [`MAX_IPV6_EXTENSIONS`] extension headers) are taken where the address has any key.
+//! address's key for everything. Packets that do not show their ports (fragments, and IPv6 packets with more than
+//! [`MAX_IPV6_EXTENSIONS`] extension headers) are taken where the address has any key. First fragments show theirs, but
+//! later ones have to go the same way.
 //! What is cut off or unknown passes.
 //!
 //! Cost of the XDP flavour, measured by the kernel (`BPF_PROG_TEST_RUN`, a million runs, best of five; Linux 6.18
@@ -226,9 +227,9 @@ impl Generator<'_> {
         asm.alu(Operation::ShiftLeft, R1, 2);
         asm.jump_if(R1, Less, IPV4_BYTES, pass);
         asm.alu(Operation::Add, OFFSET, R1);
-        // A fragment offset other than 0.
+        // A fragment offset other than 0, or more fragments.
         asm.load(Size::Half, R1, R10, HEADER + 6);
-        asm.jump_if(R1, AnyBitOf, network(0x1fff), without_ports);
+        asm.jump_if(R1, AnyBitOf, network(0x3fff), without_ports);
         asm.jump(self.labels.transport);
     }
 
@@ -268,8 +269,9 @@ impl Generator<'_> {
         asm.alu(Operation::Add, OFFSET, R1);
         asm.jump(counted);
         asm.bind(fragment);
+        // As for IPv4.
         asm.load(Size::Half, R1, R10, HEADER + 2);
-        asm.jump_if(R1, AnyBitOf, network(0xfff8), self.labels.without_ports);
+        asm.jump_if(R1, AnyBitOf, network(0xfff9), self.labels.without_ports);
         asm.bind(counted);
         asm.alu(Operation::Add, OFFSET, EXTENSION_BYTES);
         asm.load(Size::Byte, NEXT, R10, HEADER);

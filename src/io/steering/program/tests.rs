@@ -130,7 +130,10 @@ fn ipv4_rows() -> Vec<Row> {
         ("ten option words", join(&[eth, &ipv4(10, 0, 6, VIP4), &ports(443)]), true),
         ("options, another port", join(&[eth, &ipv4(10, 0, 6, VIP4), &ports(22)]), false),
         ("first fragment to a key", join(&[eth, &ipv4(0, 0x2000, 6, VIP4), &ports(443)]), true),
-        ("first fragment to another port", join(&[eth, &ipv4(0, 0x2000, 6, VIP4), &ports(22)]), false),
+        ("first fragment to another port", join(&[eth, &ipv4(0, 0x2000, 6, VIP4), &ports(22)]), true),
+        ("first fragment of an echo to a VIP", join(&[eth, &ipv4(0, 0x2000, 1, VIP4), &[8, 0]]), true),
+        ("first fragment to another address", join(&[eth, &ipv4(0, 0x2000, 6, OTHER4), &ports(443)]), false),
+        ("not to be fragmented, to another port", join(&[eth, &ipv4(0, 0x4000, 6, VIP4), &ports(22)]), false),
         ("middle fragment to a VIP", join(&[eth, &ipv4(0, 0x2001, 6, VIP4), &ports(22)]), true),
         ("last fragment to a VIP, one byte", join(&[eth, &ipv4(0, 0x1000, 6, VIP4), &[0]]), true),
         ("last fragment to a VIP, another protocol", join(&[eth, &ipv4(0, 1, 1, VIP4), &[0]]), true),
@@ -161,6 +164,9 @@ fn ipv6_rows() -> Vec<Row> {
     let tcp = |extensions: &[(u8, u8)], to: &str, port| join(&[eth, &ipv6(extensions, 6, to), &ports(port)]);
     let mut after_fragment = ipv6(&[(44, 0), (60, 1)], 6, VIP6);
     after_fragment[42] = 0;
+    // Without "more fragments".
+    let mut whole = ipv6_fragment(0, 6, VIP6);
+    whole[43] &= !1;
     let mut version_4 = tcp(&[], VIP6, 443);
     version_4[14] = 0x45;
     vec![
@@ -187,7 +193,9 @@ fn ipv6_rows() -> Vec<Row> {
         ("authentication header", join(&[eth, &ipv6(&[], 51, VIP6), &ports(443)]), false),
         ("no next header", join(&[eth, &ipv6(&[], 59, VIP6), &ports(443)]), false),
         ("IPv6 first fragment to a key", join(&[eth, &ipv6_fragment(0, 6, VIP6), &ports(443)]), true),
-        ("IPv6 first fragment to another port", join(&[eth, &ipv6_fragment(0, 6, VIP6), &ports(22)]), false),
+        ("IPv6 first fragment to another port", join(&[eth, &ipv6_fragment(0, 6, VIP6), &ports(22)]), true),
+        ("IPv6 all in one fragment, another port", join(&[eth, &whole, &ports(22)]), false),
+        ("IPv6 all in one fragment, to a key", join(&[eth, &whole, &ports(443)]), true),
         ("IPv6 first fragment, options after", join(&[eth, &after_fragment, &ports(443)]), true),
         ("IPv6 later fragment to a VIP", join(&[eth, &ipv6_fragment(8, 6, VIP6), &[1]]), true),
         ("IPv6 later fragment, any protocol", join(&[eth, &ipv6_fragment(0xfff8, 60, VIP6), &[1]]), true),
