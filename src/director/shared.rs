@@ -51,6 +51,8 @@ pub struct Shared {
     pub configuration: ArcSwap<Configuration>,
     /// The kernel's links, addresses and next hops.
     pub network: ArcSwap<Network>,
+    /// A secret for schedulers.
+    pub scheduling_key: HashKey,
     counters: Box<[WorkerCounters]>,
 }
 
@@ -77,6 +79,7 @@ impl Shared {
             epochs: Epochs::new(),
             configuration: ArcSwap::default(),
             network: ArcSwap::default(),
+            scheduling_key: HashKey::new(keys.map(|key| key.hash([0]))),
         }))
     }
 
