@@ -70,7 +70,7 @@ impl Setup {
         let connections = u32::try_from(flows + flows / 4).unwrap_or(u32::MAX).max(2048);
         let capacity = Capacity { connections, servers: 64, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([11, 12]), HashKey::new([13, 14])]).expect("memory");
-        let mut chooser = Chooser::new(scheduler::create("rr", 0).expect("rr"));
+        let mut chooser = Chooser::new(scheduler::create("rr", 0, HashKey::new([5, 6])).expect("rr"));
         let mut network = Network {
             ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }],
             local: [IpAddr::from(VIP)].into(),

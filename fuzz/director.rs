@@ -180,7 +180,8 @@ impl World {
         let name = ["rr", "wrr", "wlc", "sh"][usize::from(servers >> 6)];
         let services = std::array::from_fn(|index| {
             let id = ServiceId(index as u32);
-            let mut chooser = Chooser::new(scheduler::create(name, 0).expect("a scheduler"));
+            let mut chooser =
+                Chooser::new(scheduler::create(name, 0, HashKey::new([5, 6])).expect("a scheduler"));
             for number in 0..usize::from(servers) % (SERVERS + 1) {
                 let server = ServerId((index * SERVERS + number) as u32);
                 let slot = shared.slots.get(server);

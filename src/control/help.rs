@@ -61,7 +61,7 @@ SERVICE is one of:
     -6, --ipv6                      of IPv6; after -f
 
 Services:
-  -s, --scheduler NAME        rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh; default wlc
+  -s, --scheduler NAME        rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh twos none; default wlc
   -p, --persistent [SECONDS]  a client stays with its server; default 360
   -M, --netmask MASK          clients with the same masked address count as one (IPv6: a length)
   --pe NAME                   persistence engine: sip

@@ -72,6 +72,7 @@ impl Pass<'_> {
             client: packet.addresses.source(),
             client_port: packet.source_port,
             destination: packet.addresses.destination(),
+            now: self.now,
         };
         let Some(server) = chooser.choose(&shared.slots, &flow) else {
             return Decision::End(Verdict::Drop(DropReason::NoRealServer));

@@ -57,6 +57,8 @@ pub struct Shared {
     /// The kernel's links, addresses and next hops.
     pub network: ArcSwap<Network>,
     pub(super) fragments: FragmentTable,
+    /// A secret for schedulers.
+    pub scheduling_key: HashKey,
     counters: Box<[WorkerCounters]>,
 }
 
@@ -87,6 +89,7 @@ impl Shared {
             epochs: Epochs::new(),
             configuration: ArcSwap::default(),
             network: ArcSwap::default(),
+            scheduling_key: HashKey::new(keys.map(|key| key.hash([0]))),
         }))
     }
 

@@ -10,14 +10,12 @@
 
 use std::net::IpAddr;
 
-use super::{Choice, FLAG_1, FLAG_2, Flow, Scheduler, may_take};
+use super::{Choice, FLAG_1, FLAG_2, Flow, Scheduler, hash, may_take};
 use crate::service::{RealServer, ServerSlots};
 
 /// 2^8 buckets, IP_VS_SH_TAB_BITS of a default kernel.
 const BUCKET_BITS: u32 = 8;
 const BUCKETS: u32 = 1 << BUCKET_BITS;
-/// 2^32 / golden ratio, GOLDEN_RATIO_32 of the kernel's `hash_32`.
-const GOLDEN_RATIO: u32 = 0x61C8_8647;
 
 /// Source hashing.
 #[derive(Debug)]
@@ -46,16 +44,9 @@ impl SourceHash {
     }
 }
 
-/// The kernel's `ip_vs_sh_hashkey`, for an offset of 0.
-fn hash(client: IpAddr, port: u16) -> u32 {
-    let folded = match client {
-        IpAddr::V4(address) => u32::from(address),
-        IpAddr::V6(address) => {
-            let bits = u128::from(address);
-            [96, 64, 32, 0].into_iter().fold(0, |sum, shift| sum ^ (bits >> shift) as u32)
-        }
-    };
-    folded.wrapping_add(u32::from(port)).wrapping_mul(GOLDEN_RATIO) >> (32 - BUCKET_BITS)
+/// `ip_vs_sh_hashkey`, for an offset of 0.
+fn bucket_of(client: IpAddr, port: u16) -> u32 {
+    hash::multiplicative(hash::fold(client).wrapping_add(u32::from(port)), BUCKET_BITS)
 }
 
 impl Scheduler for SourceHash {
@@ -63,7 +54,7 @@ impl Scheduler for SourceHash {
         if self.buckets.is_empty() {
             return Choice::None;
         }
-        let start = hash(flow.client, if self.with_port { flow.client_port } else { 0 });
+        let start = bucket_of(flow.client, if self.with_port { flow.client_port } else { 0 });
         let available = |bucket: u32| {
             let position = self.buckets[(bucket % BUCKETS) as usize] as usize;
             may_take(slots.get(servers[position].id)).then_some(position)
@@ -97,7 +88,7 @@ impl Scheduler for SourceHash {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Bench, CLIENT};
+    use super::super::testing::{Bench, CLIENT, ipv6_clients};
     use super::*;
 
     fn clients() -> impl Iterator<Item = Flow> {
@@ -141,9 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_are_folded() {
-        let folded: IpAddr = "2001:db8::1".parse().unwrap();
-        let plain = IpAddr::V4((0x2001_0db8_u32 ^ 1).into());
-        assert_eq!(hash(folded, 0), hash(plain, 0));
+    fn ipv6_clients_are_served_as_recorded() {
+        let mut bench = Bench::new("sh", 0, &[3, 2, 1]);
+        let picks: Vec<u32> = ipv6_clients(22_000).map(|flow| bench.choose(&flow)).collect();
+        assert_eq!(picks, [1, 3, 2, 1, 1, 2, 1, 1, 1, 2, 1, 2, 2, 1, 1, 1, 3, 1, 2, 1, 1, 1, 2, 3]);
+        let mut bench = Bench::new("sh", FLAG_2, &[3, 2, 1]);
+        let picks: Vec<u32> = ipv6_clients(23_000).map(|flow| bench.choose(&flow)).collect();
+        assert_eq!(picks, [2, 3, 1, 1, 2, 2, 3, 1, 2, 1, 2, 2, 1, 3, 1, 3, 2, 2, 3, 1, 2, 1, 2, 2]);
     }
 }

@@ -10,7 +10,7 @@
 //! largest weight `mw` (less `di` - 1) anew; `cw` starts over when it is beyond `mw` or 0, and otherwise is
 //! brought onto the new steps. Source: `ip_vs_wrr.c`.
 
-use super::{Choice, Flow, Scheduler, may_take};
+use super::{Choice, Flow, Scheduler, gcd, may_take};
 use crate::service::{RealServer, ServerId, ServerSlots};
 
 /// Weighted round robin.
@@ -21,13 +21,6 @@ pub(super) struct WeightedRoundRobin {
     current: u32,
     largest: u32,
     divisor: u32,
-}
-
-fn gcd(mut a: u32, mut b: u32) -> u32 {
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 impl WeightedRoundRobin {
@@ -146,7 +139,7 @@ mod tests {
 
     /// The kernel's walk as its source tells it: one step of the current weight at each end of the list.
     fn kernels_walk(weights: &[u32], overloaded: &[bool], state: &mut (u32, usize)) -> Option<usize> {
-        let divisor = weights.iter().copied().filter(|&weight| weight > 0).fold(0, super::gcd).max(1);
+        let divisor = weights.iter().copied().filter(|&weight| weight > 0).fold(0, super::super::gcd).max(1);
         let largest = weights.iter().copied().max().unwrap_or(0).saturating_sub(divisor - 1);
         let (current, next) = state;
         for _ in 0..2 * (largest + 2) {
@@ -181,10 +174,10 @@ mod tests {
             // The list has the last added first.
             let listed: Vec<u32> = weights.iter().rev().copied().collect();
             let off: Vec<bool> = overloaded[..weights.len()].iter().rev().copied().collect();
-            let divisor = listed.iter().copied().filter(|&weight| weight > 0).fold(0, super::gcd).max(1);
+            let divisor = listed.iter().copied().filter(|&weight| weight > 0).fold(0, super::super::gcd).max(1);
             let top = listed.iter().copied().max().unwrap_or(0).saturating_sub(divisor - 1);
             // Adding them one by one left the current weight somewhere.
-            bench.scheduler = super::super::create("wrr", 0).unwrap();
+            bench.scheduler = super::super::create("wrr", 0, crate::types::HashKey::new([0, 0])).unwrap();
             bench.scheduler.added(&bench.servers, &bench.slots);
             let mut state = (top, 0);
             for _ in 0..100 {

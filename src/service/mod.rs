@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::scheduler::{Choice, Flow, Scheduler};
+use crate::scheduler::{Choice, Flow, Lifetimes, Scheduler};
 use crate::types::{ForwardingMethod, ServiceKey};
 
 pub use counters::{CounterBlock, Counters, Traffic};
@@ -107,6 +107,11 @@ impl Chooser {
             *present = server;
         }
         self.scheduler.updated(&self.servers, slots);
+    }
+
+    /// Tells the scheduler how long to remember what nobody asks for.
+    pub fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
+        self.scheduler.set_lifetimes(lifetimes);
     }
 
     /// Lets another scheduler go on from here, without memory of what the former picked.

@@ -25,6 +25,7 @@ impl ServerId {
 #[repr(align(64))]
 pub struct ServerSlot {
     weight: AtomicU32,
+    last_weight: AtomicU32,
     active: AtomicU32,
     inactive: AtomicU32,
     persistent: AtomicU32,
@@ -50,9 +51,17 @@ impl ServerSlot {
         self.weight.load(Ordering::Relaxed)
     }
 
+    /// The last weight above 0 since the real server was added; 0 where there was none.
+    pub fn last_weight(&self) -> u32 {
+        self.last_weight.load(Ordering::Relaxed)
+    }
+
     /// Sets the weight. The service's scheduler is to be told.
     pub fn set_weight(&self, weight: u32) {
         self.weight.store(weight, Ordering::Relaxed);
+        if weight != 0 {
+            self.last_weight.store(weight, Ordering::Relaxed);
+        }
     }
 
     /// Connections in an active state (`ip_vs_proto_tcp.c`: tcp_state_active_table).
@@ -137,11 +146,12 @@ impl ServerSlot {
         for count in [&self.active, &self.inactive, &self.persistent, &self.overloaded] {
             count.store(0, Ordering::Relaxed);
         }
-        self.service.store(service.0, Ordering::Relaxed);
+        self.reassign(service);
     }
 
-    /// Puts the slot's real server, with its connections, under another number of its service.
+    /// Adds the slot's removed real server again, with its connections, under another number of its service.
     pub fn reassign(&self, service: ServiceId) {
+        self.last_weight.store(0, Ordering::Relaxed);
         self.service.store(service.0, Ordering::Relaxed);
     }
 
@@ -244,6 +254,19 @@ mod tests {
             }
             assert_eq!(left, ends_at, "{upper} {lower}");
         }
+    }
+
+    #[test]
+    fn the_last_weight_above_0_is_known_until_the_server_is_added_again() {
+        let slot = ServerSlot::default();
+        slot.assign(ServiceId(1));
+        for (weight, last) in [(0, 0), (3, 3), (0, 3), (5, 5), (0, 5)] {
+            slot.set_weight(weight);
+            assert_eq!((slot.weight(), slot.last_weight()), (weight, last));
+        }
+        slot.reassign(ServiceId(2));
+        slot.set_weight(0);
+        assert_eq!(slot.last_weight(), 0);
     }
 
     #[test]

@@ -500,7 +500,7 @@ fn cases() -> Vec<PathBuf> {
     CASES.map(|name| recorded(&format!("cases/{name}.json"))).into()
 }
 
-/// The sequences of the schedulers that there are, without those that need marks.
+/// The sequences of four schedulers, without those that need marks. All of them are played in process.
 fn sequences() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(recorded("seq"))
         .unwrap()

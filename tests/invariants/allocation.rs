@@ -1,8 +1,13 @@
 //! The packet path allocates nothing once the director is up.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use uvs::director::{DropReason, Verdict};
+use uvs::scheduler::{self, Flow};
+use uvs::service::{Chooser, RealServer, ServerId, ServerSlots, ServiceId};
 use uvs::sys::allocations::CountingAllocator;
-use uvs::types::Duration;
+use uvs::types::{Duration, ForwardingMethod, HashKey, Instant};
 use uvs::wire::build::Transport;
 use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use uvs::wire::{Outcome, parse};
@@ -99,6 +104,41 @@ fn a_director_that_is_up_allocates_nothing() {
     // A verdict of each kind was among them.
     assert!(counts.dropped.iter().filter(|count| **count > 0).count() >= 4, "{counts:?}");
     assert!(counts.is_conserved(), "{counts:?}");
+}
+
+#[test]
+fn every_scheduler_is_among_them() {
+    let all: BTreeSet<&str> = scheduler::names().filter(|name| *name != "none").collect();
+    assert_eq!(SCHEDULED.map(|(name, _)| name).into_iter().collect::<BTreeSet<_>>(), all);
+}
+
+/// More of them than `lblc` and `lblcr` remember, each served by several real servers.
+#[test]
+fn destinations_that_come_and_go_allocate_nothing() {
+    const SERVERS: u32 = 3;
+    let slots = ServerSlots::new(SERVERS as usize);
+    for name in scheduler::names() {
+        let mut chooser = Chooser::new(scheduler::create(name, 0, HashKey::new([5, 6])).unwrap());
+        for number in 0..SERVERS {
+            let (id, address) = (ServerId(number), IpAddr::from([10, 0, 2, 10 + number as u8]));
+            slots.get(id).assign(ServiceId(0));
+            slots.get(id).set_weight(1);
+            let method = ForwardingMethod::DirectRouting;
+            chooser.add(&slots, RealServer { id, address, port: 80, method });
+        }
+        let (count, ()) = CountingAllocator::count(|| {
+            for number in 0..3 * 20_000_u32 {
+                let destination = IpAddr::V4((number % 20_000).into());
+                let now = Instant::ZERO + Duration::from_secs(number.into());
+                let flow = Flow { client: destination, client_port: 1, destination, now };
+                if let Some(server) = chooser.choose(&slots, &flow) {
+                    slots.get(server.id).connection_added();
+                    slots.get(server.id).connection_moved(true);
+                }
+            }
+        });
+        assert_eq!(count, 0, "{name}");
+    }
 }
 
 #[test]

@@ -24,7 +24,11 @@ const CHUNKS: u32 = 1536;
 
 /// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
 /// known, one whose servers cannot be reached, one without servers.
-pub(crate) const SCHEDULED: [(&str, u16); 4] = [("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83)];
+#[rustfmt::skip]
+pub(crate) const SCHEDULED: [(&str, u16); 14] = [
+    ("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83), ("lc", 84), ("lblc", 85), ("lblcr", 86), ("dh", 87), ("sed", 88),
+    ("nq", 89), ("fo", 93), ("ovf", 94), ("mh", 95), ("twos", 96),
+];
 pub(crate) const UNRESOLVED: u16 = 90;
 pub(crate) const UNREACHABLE: u16 = 91;
 pub(crate) const EMPTY: u16 = 92;
@@ -41,13 +45,13 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(connections: u32) -> Self {
-        let capacity = Capacity { connections, servers: 256, workers: 1 };
+        let capacity = Capacity { connections, servers: 512, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let network = Network {
             ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
-            next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 256],
+            next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 512],
         };
         let mut bench = Self {
             director: Director::new(shared, 0),
@@ -76,7 +80,7 @@ impl Bench {
 
     fn service(&mut self, id: ServiceId, key: ServiceKey, scheduler: &str, port: u16) -> Service {
         let shared = Arc::clone(self.director.shared());
-        let mut chooser = Chooser::new(scheduler::create(scheduler, 0).unwrap());
+        let mut chooser = Chooser::new(scheduler::create(scheduler, 0, HashKey::new([5, 6])).unwrap());
         let servers = if port == EMPTY { 0 } else { SERVERS };
         for number in 0..servers {
             let server = ServerId(id.0 * SERVERS + number);

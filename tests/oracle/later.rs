@@ -102,39 +102,27 @@ pub(crate) const CASES: &[Later] = &[
 ];
 
 /// Of `seq`.
-pub(crate) const SEQUENCES: &[Later] = &[
-    ("marks", Refused("a service by mark (-f)"), &["sh-321-fwm", "sh-eq3-fwm"]),
-    ("marks and dh", Refused("the scheduler 'dh'"), &["dh-321-fwm", "dh-eq3-fwm"]),
-    ("marks and lblc", Refused("the scheduler 'lblc'"), &["lblc-321-fwm", "lblc-eq3-fwm"]),
-    ("marks and lblcr", Refused("the scheduler 'lblcr'"), &["lblcr-eq3-fwm"]),
-    ("fo", Refused("the scheduler 'fo'"), &["fo-321", "fo-321-mix", "fo-eq3", "fo-eq3-mix", "fo-five"]),
-    ("lc", Refused("the scheduler 'lc'"), &["lc-321", "lc-321-mix", "lc-eq3", "lc-eq3-mix", "lc-five"]),
-    (
-        "mh",
-        Refused("the scheduler 'mh'"),
-        &[
-            "mh-321",
-            "mh-321-fwm",
-            "mh-eq3",
-            "mh-eq3-fwm",
-            "mh-eq3-mh-fallback",
-            "mh-eq3-mh-port",
-            "mh-five",
-            "mh-five-mh-fallback",
-        ],
-    ),
-    ("nq", Refused("the scheduler 'nq'"), &["nq-321", "nq-321-mix", "nq-eq3", "nq-eq3-mix", "nq-five"]),
-    (
-        "ovf",
-        Refused("the scheduler 'ovf'"),
-        &["ovf-321", "ovf-321-mix", "ovf-eq3", "ovf-eq3-mix", "ovf-five"],
-    ),
-    (
-        "sed",
-        Refused("the scheduler 'sed'"),
-        &["sed-321", "sed-321-mix", "sed-eq3", "sed-eq3-mix", "sed-five"],
-    ),
-];
+pub(crate) const SEQUENCES: &[Later] = &[(
+    "marks",
+    Refused("a service by mark (-f)"),
+    &[
+        "dh-321-fwm",
+        "dh-321-midchange-fwm",
+        "dh-eq3-fwm",
+        "lblc-321-fwm",
+        "lblc-321-midchange-fwm",
+        "lblc-eq3-fwm",
+        "lblc-five-mix-fwm",
+        "lblcr-321-midchange-fwm",
+        "lblcr-eq3-fwm",
+        "lblcr-five-mix-fwm",
+        "mh-321-fwm",
+        "mh-321-midchange-fwm",
+        "mh-eq3-fwm",
+        "sh-321-fwm",
+        "sh-eq3-fwm",
+    ],
+)];
 
 /// Command lines of `text/errors.txt` that the kernel took or refused for reasons of its own, and that are refused here
 /// for want of a feature.

@@ -8,24 +8,15 @@ use super::{Meter, ServiceEntry, State};
 use crate::control::command::ServiceSpec;
 use crate::control::error::ControlError;
 use crate::control::settings::{Setting, SettingValue, Support};
-use crate::scheduler::{self, Scheduler};
+use crate::scheduler::{self, Lifetimes, Scheduler};
 use crate::service::{Chooser, Service, ServiceId};
-use crate::types::{Duration, Instant, ServiceKey};
-
-/// Schedulers of the kernel that have no implementation yet: known by name, so that they are not called unknown.
-const KERNEL_SCHEDULERS: [&str; 11] =
-    ["lc", "lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "mh", "twos", "none"];
+use crate::types::{Duration, HashKey, Instant, ServiceKey};
 
 /// Refuses what is not built yet, in words.
-fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
+fn check(key: &ServiceKey, spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, ControlError> {
     let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
-    let Some(scheduler) = scheduler::create(&spec.scheduler, spec.flags) else {
-        return if KERNEL_SCHEDULERS.contains(&&spec.scheduler[..]) {
-            refuse(&format!("the scheduler '{}'", spec.scheduler))
-        } else {
-            Err(ControlError::NoScheduler)
-        };
-    };
+    let scheduler =
+        scheduler::create(&spec.scheduler, spec.flags, secret).ok_or(ControlError::NoScheduler)?;
     match &spec.engine {
         Some(engine) if engine == "sip" => return refuse("the persistence engine 'sip' (--pe)"),
         Some(_) => return Err(ControlError::NoScheduler),
@@ -44,11 +35,27 @@ fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, Con
 }
 
 impl State {
+    /// The scheduler that a service asks for.
+    fn scheduler(&self, key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
+        let mut scheduler = check(key, spec, self.shared.scheduling_key)?;
+        scheduler.set_lifetimes(self.lifetimes());
+        Ok(scheduler)
+    }
+
+    /// What the settings say that schedulers remember.
+    fn lifetimes(&self) -> Lifetimes {
+        let seconds = |name| match self.get(name) {
+            Ok(SettingValue::Number(seconds)) => Duration::from_secs(seconds.unsigned_abs()),
+            _ => Duration::ZERO,
+        };
+        Lifetimes { lblc: seconds("lblc_expiration"), lblcr: seconds("lblcr_expiration") }
+    }
+
     pub(super) fn add_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
         if self.by_key.contains_key(&key) {
             return Err(ControlError::ServiceExists);
         }
-        let scheduler = check(&key, spec)?;
+        let scheduler = self.scheduler(&key, spec)?;
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
         self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
@@ -68,8 +75,9 @@ impl State {
     /// flags goes on where it was (`ip_vs_edit_service`).
     pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
         let shared = Arc::clone(&self.shared);
+        self.entry(&key).ok_or(ControlError::NoSuchService)?;
+        let scheduler = self.scheduler(&key, spec)?;
         let entry = self.entry_mut(&key).ok_or(ControlError::NoSuchService)?;
-        let scheduler = check(&key, spec)?;
         if entry.spec.scheduler != spec.scheduler || entry.spec.flags != spec.flags {
             entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);
         }
@@ -164,12 +172,18 @@ impl State {
                 "conn_reuse_mode" => settings.conn_reuse_mode = *number as u8,
                 "expire_nodest_conn" => settings.expire_nodest_conn = *number != 0,
                 "sloppy_tcp" => settings.sloppy_tcp = *number != 0,
+                // Not the packet path's: the schedulers are told below.
+                "lblc_expiration" | "lblcr_expiration" => (),
                 other => return Err(ControlError::NotSupported(format!("setting {other}"))),
             }
             self.changed = true;
         }
         self.settings.retain(|(known, _)| *known != setting.name);
         self.settings.push((setting.name, value));
+        if matches!(setting.name, "lblc_expiration" | "lblcr_expiration") {
+            let lifetimes = self.lifetimes();
+            self.services.values().for_each(|entry| entry.service.chooser.lock().set_lifetimes(lifetimes));
+        }
         Ok(())
     }
 

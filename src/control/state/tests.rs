@@ -57,6 +57,12 @@ impl Bench {
     }
 }
 
+/// A new connection, so many seconds from now.
+fn flow(bench: &Bench, seconds: u64) -> crate::scheduler::Flow {
+    let now = bench.now + Duration::from_secs(seconds);
+    crate::scheduler::Flow { client: server(9), client_port: 1, destination: server(9), now }
+}
+
 #[test]
 fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let mut bench = Bench::new(8);
@@ -79,7 +85,6 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
             service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
             "the persistence engine 'sip' (--pe)",
         ),
-        (service(key(81), ServiceSpec { scheduler: "mh".to_owned(), ..rr() }), "the scheduler 'mh'"),
     ];
     for (command, what) in rows {
         assert_eq!(bench.run(command), Err(ControlError::NotSupported(what.to_owned())));
@@ -194,7 +199,7 @@ fn an_edit_keeps_the_scheduler_where_it_is_unless_it_becomes_another() {
     bench.add_service(80).unwrap();
     (1..=3).for_each(|number| bench.add_server(80, number, 1).unwrap());
     let choose = |bench: &Bench| {
-        let flow = crate::scheduler::Flow { client: server(9), client_port: 1, destination: server(9) };
+        let flow = flow(bench, 0);
         let chooser = &bench.state.entry(&key(80)).unwrap().service.chooser;
         chooser.lock().choose(&bench.shared.slots, &flow).map(|server| server.address)
     };
@@ -205,6 +210,46 @@ fn an_edit_keeps_the_scheduler_where_it_is_unless_it_becomes_another() {
     bench.run(Command::EditService { key: key(80), spec: wrr }).unwrap();
     assert_eq!(choose(&bench), Some(server(3)));
     assert_eq!(bench.state.services(None).unwrap()[0].spec.scheduler, "wrr");
+}
+
+#[test]
+fn every_scheduler_can_be_asked_for_and_none_gets_nothing_new() {
+    let mut bench = Bench::new(64);
+    for (port, name) in (80..).zip(crate::scheduler::names()) {
+        let spec = ServiceSpec { scheduler: name.to_owned(), ..rr() };
+        bench.run(Command::AddService { key: key(port), spec }).unwrap();
+        bench.add_server(port, 1, 1).unwrap();
+        let flow = flow(&bench, 0);
+        let chooser = &bench.state.entry(&key(port)).unwrap().service.chooser;
+        let picked = chooser.lock().choose(&bench.shared.slots, &flow);
+        assert_eq!(picked.is_some(), name != "none", "{name}");
+    }
+}
+
+#[test]
+fn how_long_destinations_are_remembered_is_a_setting_of_old_services_and_new_ones() {
+    let mut bench = Bench::new(16);
+    for (port, name) in [(80, "lblc"), (81, "lblcr"), (82, "lblc")] {
+        if port == 82 {
+            bench.state.set("lblc_expiration", "60").unwrap();
+            bench.state.set("net.ipv4.vs.lblcr_expiration", "30").unwrap();
+        }
+        let spec = ServiceSpec { scheduler: name.to_owned(), ..rr() };
+        bench.run(Command::AddService { key: key(port), spec }).unwrap();
+        (1..=2).for_each(|number| bench.add_server(port, number, 9).unwrap());
+    }
+    for (port, seconds) in [(80, 60), (81, 30), (82, 60)] {
+        let choose = |after| {
+            let flow = flow(&bench, after);
+            let chooser = &bench.state.entry(&key(port)).unwrap().service.chooser;
+            let server = chooser.lock().choose(&bench.shared.slots, &flow).unwrap();
+            bench.shared.slots.get(server.id).connection_added();
+            server.address
+        };
+        assert_eq!(choose(0), server(2), "the last added");
+        assert_eq!(choose(seconds - 1), server(2), "{port}: remembered");
+        assert_eq!(choose(2 * seconds - 1), server(1), "{port}: forgotten, the other has less to do");
+    }
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Lab {
         .enumerate()
         {
             let id = ServiceId(index as u32);
-            let mut chooser = Chooser::new(scheduler::create("rr", 0).unwrap());
+            let mut chooser = Chooser::new(scheduler::create("rr", 0, HashKey::new([5, 6])).unwrap());
             for number in 1..=servers {
                 let server = ServerId(index as u32 * 10 + number);
                 let slot = shared.slots.get(server);
