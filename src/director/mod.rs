@@ -117,6 +117,7 @@ impl Director {
             counters,
             locals: &mut self.locals,
             now,
+            arrival: crate::types::PortId::default(),
         };
         let (held, waybills, answers) = (&self.held, &mut self.waybills, &mut self.answers);
         pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, decision| {

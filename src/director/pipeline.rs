@@ -111,7 +111,7 @@ pub(super) enum Decision {
     End(Verdict),
 }
 
-/// Everything that stays the same for the length of a batch.
+/// Everything that stays the same for the length of a batch, but for the last.
 pub(super) struct Pass<'a> {
     pub(super) shared: &'a Shared,
     pub(super) configuration: &'a Configuration,
@@ -119,6 +119,8 @@ pub(super) struct Pass<'a> {
     pub(super) counters: &'a WorkerCounters,
     pub(super) locals: &'a mut Locals,
     pub(super) now: Instant,
+    /// By which port the packet that is being decided about came in.
+    pub(super) arrival: PortId,
 }
 
 impl Pass<'_> {
@@ -181,6 +183,7 @@ impl Pass<'_> {
     /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
     #[inline]
     fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Decision {
+        self.arrival = port;
         if !self.network.is_own_link(port, packet.destination_mac) {
             let group = packet.destination_mac.is_group();
             let verdict = if group { Verdict::ToHost } else { Verdict::Drop(DropReason::ForeignLinkAddress) };
@@ -202,7 +205,10 @@ impl Pass<'_> {
     /// answer for what it pieces together.
     #[cold]
     fn fragment(&self, packet: &Parsed) -> Verdict {
-        if self.configuration.services.has_address(packet.addresses.destination()) {
+        let Configuration { services, marks, .. } = self.configuration;
+        // A later fragment does not show its ports: what a rule might mark, another of its fragments may have been.
+        let marked = || services.has_marks() && marks.may_mark(packet, self.arrival);
+        if services.has_address(packet.addresses.destination()) || marked() {
             Verdict::Drop(DropReason::Fragment)
         } else {
             Verdict::ToHost

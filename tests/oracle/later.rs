@@ -37,9 +37,8 @@ pub(crate) const CASES: &[Later] = &[
     (
         "persistence",
         Refused("persistence (-p)"),
-        &["persist-expiry", "persist-ftp-21", "persist-pcc", "persist-ppc"],
+        &["persist-expiry", "persist-ftp-21", "persist-fwmark", "persist-pcc", "persist-ppc"],
     ),
-    ("persistence and marks", Refused("a service by mark (-f)"), &["persist-fwmark"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
@@ -49,7 +48,6 @@ pub(crate) const CASES: &[Later] = &[
 
 /// Of `seq`.
 pub(crate) const SEQUENCES: &[Later] = &[
-    ("marks", Refused("a service by mark (-f)"), &["sh-321-fwm", "sh-eq3-fwm"]),
     ("marks and dh", Refused("the scheduler 'dh'"), &["dh-321-fwm", "dh-eq3-fwm"]),
     ("marks and lblc", Refused("the scheduler 'lblc'"), &["lblc-321-fwm", "lblc-eq3-fwm"]),
     ("marks and lblcr", Refused("the scheduler 'lblcr'"), &["lblcr-eq3-fwm"]),

@@ -17,7 +17,7 @@ const KERNEL_SCHEDULERS: [&str; 11] =
     ["lc", "lblc", "lblcr", "dh", "sed", "nq", "fo", "ovf", "mh", "twos", "none"];
 
 /// Refuses what is not built yet, in words.
-fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
+fn check(spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
     let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
     let Some(scheduler) = scheduler::create(&spec.scheduler, spec.flags) else {
         return if KERNEL_SCHEDULERS.contains(&&spec.scheduler[..]) {
@@ -30,9 +30,6 @@ fn check(key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, Con
         Some(engine) if engine == "sip" => return refuse("the persistence engine 'sip' (--pe)"),
         Some(_) => return Err(ControlError::NoScheduler),
         None => (),
-    }
-    if matches!(key, ServiceKey::Mark { .. }) {
-        return refuse("a service by mark (-f)");
     }
     if spec.persistence.is_some() {
         return refuse("persistence (-p)");
@@ -48,7 +45,7 @@ impl State {
         if self.by_key.contains_key(&key) {
             return Err(ControlError::ServiceExists);
         }
-        let scheduler = check(&key, spec)?;
+        let scheduler = check(spec)?;
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
         self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
@@ -69,7 +66,7 @@ impl State {
     pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
         let shared = Arc::clone(&self.shared);
         let entry = self.entry_mut(&key).ok_or(ControlError::NoSuchService)?;
-        let scheduler = check(&key, spec)?;
+        let scheduler = check(spec)?;
         if entry.spec.scheduler != spec.scheduler || entry.spec.flags != spec.flags {
             entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);
         }
