@@ -1,6 +1,7 @@
 //! The whole program, in network namespaces, with real clients and real servers.
 
 mod load;
+mod marks;
 mod notes;
 mod oracle;
 mod restart;

@@ -24,7 +24,17 @@ enum PortDraft {
         source: Option<PortRange>,
         destination: Option<PortRange>,
     },
-    Multiple(Option<(&'static str, PortSide, Vec<(u16, u16)>, bool)>),
+    Multiple(Option<List>),
+}
+
+/// What `--dports` and its kin say.
+#[derive(Debug)]
+struct List {
+    /// The option's name.
+    name: &'static str,
+    side: PortSide,
+    ranges: Vec<(u16, u16)>,
+    inverted: bool,
 }
 
 impl Ports {
@@ -104,13 +114,12 @@ impl Ports {
             Id::DestinationPort | Id::DestinationPorts => ("destination-ports", PortSide::Destination),
             _ => ("ports", PortSide::Either),
         };
-        match place {
-            Some((first, ..)) => return fail(format!("multiport: {}", twice(first, name))),
-            None => (),
+        if let Some(first) = place {
+            return fail(format!("multiport: {}", twice(first.name, name)));
         }
         check_multiport(protocol)?;
         let ranges = values::port_list(given.value.unwrap_or_default(), number(protocol), names)?;
-        *place = Some((name, side, ranges, given.inverted));
+        *place = Some(List { name, side, ranges, inverted: given.inverted });
         Ok(())
     }
 
@@ -130,7 +139,7 @@ impl Ports {
                 }
                 (None, _) => fail("ports need `-p tcp', `-p udp' or `-p sctp', and no `!' before it"),
             },
-            PortDraft::Multiple(Some((_, side, ranges, inverted))) => {
+            PortDraft::Multiple(Some(List { side, ranges, inverted, .. })) => {
                 check_multiport(protocol)?;
                 Ok(PortMatch::Multiple { side, ranges, inverted })
             }
