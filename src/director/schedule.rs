@@ -34,13 +34,21 @@ impl<'p> Pass<'p> {
         let service = self.service(packet, protocol).filter(|service| may_be_scheduled(service, packet));
         let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
         match service {
-            // Steered here for a service that the director before had, and this one may yet be given.
-            None if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
+            // Steered here for a service that the director before had, and this one may yet be given; but where a rule has
+            // whole networks steered here, the host's own connections come by as well.
+            None if recovers && !self.is_brought_by_marks(packet) => {
+                Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
+            }
             None => Decision::End(Verdict::ToHost),
             Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
             Some(_) if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
             Some(_) => Decision::End(Verdict::ToHost),
         }
+    }
+
+    fn is_brought_by_marks(&self, packet: &Parsed) -> bool {
+        let Configuration { services, marks, .. } = self.configuration;
+        services.has_marks() && marks.bring(packet)
     }
 
     /// The service that a packet is for: by its mark, wherever it goes; else by its address, which has to be the host's.

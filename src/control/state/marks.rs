@@ -7,13 +7,8 @@ use std::sync::Arc;
 use super::State;
 use crate::control::error::ControlError;
 use crate::control::marks::command::{MAX_RULES_AT_ONCE, MarkCommand, MarkRow};
-use crate::service::marks::{
-    MAX_MARK_RULES, MarkRule, MarkRules, MarkTarget, PortMatch, PortSide, RuleCounters,
-};
+use crate::service::marks::{Coverage, MAX_MARK_RULES, MarkRule, MarkRules, RuleCounters};
 use crate::types::{Family, Prefix, Protocol, ServiceKey};
-
-/// Most ports of one rule that are steered one by one; a rule for more has its whole address steered.
-const MAX_STEERED_PORTS: usize = 64;
 
 /// The rules of both families.
 #[derive(Debug, Default)]
@@ -44,20 +39,17 @@ pub struct MarkSteering {
 
 impl MarkSteering {
     fn add(&mut self, rule: &MarkRule) {
-        if !matches!(rule.target, Some(MarkTarget::Mark { .. })) {
-            return;
-        }
+        let Some(coverage) = rule.coverage() else { return };
         let own = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        let protocols = own.into_iter().filter(|protocol| rule.protocol.holds(protocol.number()));
-        let destination = &rule.destination;
-        let whole = if destination.inverted { 0 } else { destination.leading_bits() };
-        for protocol in protocols {
-            if whole == rule.family.bits() {
-                let ports = destination_ports(&rule.ports).unwrap_or_else(|| vec![0]);
-                self.ports.extend(ports.into_iter().map(|port| (protocol, destination.address, port)));
-            } else {
-                let network = Prefix::new(destination.address, whole);
-                self.networks.insert((Prefix::new(network.network(), whole), protocol));
+        for protocol in own.into_iter().filter(|protocol| rule.protocol.holds(protocol.number())) {
+            match &coverage {
+                Coverage::Ports(address, ports) => {
+                    self.ports.extend(ports.iter().map(|port| (protocol, *address, *port)));
+                }
+                Coverage::Network(network) if network.length == rule.family.bits() => {
+                    self.ports.insert((protocol, network.address, 0));
+                }
+                Coverage::Network(network) => drop(self.networks.insert((*network, protocol))),
             }
         }
     }
@@ -66,24 +58,6 @@ impl MarkSteering {
         self.ports.extend(other.ports);
         self.networks.extend(other.networks);
     }
-}
-
-/// The destination ports that a rule can be for, if they are few. Port 0 cannot be told from all ports.
-fn destination_ports(matches: &[PortMatch]) -> Option<Vec<u16>> {
-    let few = |ranges: &[(u16, u16)]| {
-        let count: usize =
-            ranges.iter().map(|&(first, last)| usize::from(last.saturating_sub(first)) + 1).sum();
-        (count <= MAX_STEERED_PORTS && ranges.iter().all(|&(first, _)| first != 0))
-            .then(|| ranges.iter().flat_map(|&(first, last)| first..=last).collect::<Vec<u16>>())
-    };
-    // Every match has to hold, so the first that names few ports names enough.
-    matches.iter().find_map(|ports| match ports {
-        PortMatch::Transport { destination, .. } if !destination.inverted => {
-            few(&[(destination.first, destination.last)])
-        }
-        PortMatch::Multiple { side: PortSide::Destination, ranges, inverted: false } => few(ranges),
-        _ => None,
-    })
 }
 
 impl Marks {

@@ -4,6 +4,7 @@ mod answers;
 mod capacity;
 mod forwarding;
 mod host;
+mod marks;
 mod splits;
 mod states;
 mod ways;

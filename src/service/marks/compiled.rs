@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AddressMatch, MarkRule, MarkTarget, PortMatch, ProtocolMatch, bits};
+use super::{AddressMatch, Coverage, MarkRule, MarkTarget, PortMatch, ProtocolMatch, bits};
 use crate::sys::memory::atomic::{AtomicU64, Ordering};
 use crate::types::{Family, PortId};
 use crate::wire::{Addresses, Parsed};
@@ -50,6 +50,8 @@ struct Compiled {
     protocol: ProtocolMatch,
     ports: Box<[PortMatch]>,
     target: Option<MarkTarget>,
+    /// It has a whole network steered here, and not only what it marks.
+    has_network: bool,
     counters: Arc<RuleCounters>,
 }
 
@@ -82,6 +84,7 @@ impl Compiled {
             protocol: rule.protocol,
             ports: rule.ports.clone().into_boxed_slice(),
             target: rule.target,
+            has_network: matches!(rule.coverage(), Some(Coverage::Network(_))),
             counters: Arc::clone(counters),
         }
     }
@@ -139,6 +142,14 @@ impl MarkRules {
             }
         }
         mark
+    }
+
+    /// Whether a packet is here, marked or not, for some rule has a network steered here that it goes to.
+    pub fn bring(&self, packet: &Parsed) -> bool {
+        let (rules, _, destination) = self.of(packet);
+        rules.iter().any(|rule| {
+            rule.has_network && rule.protocol.holds(packet.protocol) && rule.destination.holds(destination)
+        })
     }
 
     /// Whether some rule may mark a packet whose ports cannot be seen.

@@ -4,6 +4,7 @@
 //! [`MarkRules`] are the same made ready for the packet path.
 
 mod compiled;
+mod coverage;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::Family;
 
 pub use compiled::{MarkRules, RuleCounters};
+pub use coverage::{Coverage, MAX_COVERED_PORTS};
 
 /// Most rules of an address family: a packet that may begin a connection goes through all of them.
 pub const MAX_MARK_RULES: usize = 1024;
