@@ -9,8 +9,8 @@ use crate::types::Family;
 const MARK: u32 = 7;
 
 impl Lab {
-    /// Adds a service by mark over IPv4 with one real server, number 9, and these rules.
-    fn add_marks(&mut self, rules: &[MarkRule]) {
+    /// Adds a service by mark with one real server, number 9, and these rules of its family.
+    fn add_marks(&mut self, family: Family, rules: &[MarkRule]) {
         let (id, server) = (ServiceId(9), ServerId(9));
         let slot = self.shared().slots.get(server);
         slot.assign(id);
@@ -20,7 +20,7 @@ impl Lab {
         let mut chooser = Chooser::new(scheduler::create("rr", 0).unwrap());
         let (address, method) = (IpAddr::from([10, 88, 2, 19]), ForwardingMethod::DirectRouting);
         chooser.add(&self.shared().slots, RealServer { id: server, address, port: 0, method });
-        let key = ServiceKey::Mark { family: Family::V4, mark: MARK };
+        let key = ServiceKey::Mark { family, mark: MARK };
         self.services.push(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
         let counters: Vec<Arc<RuleCounters>> = rules.iter().map(|_| Arc::default()).collect();
         self.marks = MarkRules::new(rules.iter().zip(&counters), &[]);
@@ -47,7 +47,7 @@ fn to_port(port: u16, flags: u8) -> Vec<u8> {
 #[test]
 fn the_packets_port_is_kept_and_the_mark_comes_first() {
     let mut lab = Lab::new(2);
-    lab.add_marks(&[rule(AddressMatch::prefix(VIP.into(), 32, false), 80)]);
+    lab.add_marks(Family::V4, &[rule(AddressMatch::prefix(VIP.into(), 32, false), 80)]);
     let sent = lab.one(to_port(80, SYN));
     assert_eq!((sent.verdict, &sent.frame[..6]), (Verdict::Transmit(INSIDE), &server_mac(9).0[..]));
     lab.shared().ipv4.visit(0, 100, lab.now, |_, _, record| assert_eq!(record.target().0, 80));
@@ -55,6 +55,20 @@ fn the_packets_port_is_kept_and_the_mark_comes_first() {
     assert_eq!(lab.counts(9), (1, 0));
     let traffic = lab.shared().service_traffic(ServiceId(9));
     assert_eq!((traffic.connections, traffic.in_packets), (1, 1));
+}
+
+#[test]
+fn each_family_has_marks_of_its_own() {
+    let mut lab = Lab::new(2);
+    let all = |family| MarkRule {
+        target: Some(MarkTarget::Mark { value: MARK, mask: 0 }),
+        ..MarkRule::any(family)
+    };
+    lab.add_marks(Family::V6, &[all(Family::V4), all(Family::V6)]);
+    let sent = lab.one(tcp6(4000, SYN));
+    assert_eq!((sent.verdict, &sent.frame[..6]), (Verdict::Transmit(INSIDE), &server_mac(9).0[..]));
+    // IPv4's packets have the mark as well, but no service by it.
+    assert_eq!(lab.chosen(4000), 2);
 }
 
 #[test]
@@ -69,7 +83,7 @@ fn after_a_restart_what_was_marked_is_dropped_and_the_hosts_own_is_not() {
     ] {
         lab.services.truncate(4);
         lab.settings.drop_unknown_until = lab.now + Duration::from_secs(60);
-        lab.add_marks(&[rule(destination, 8080)]);
+        lab.add_marks(Family::V4, &[rule(destination, 8080)]);
         let unknown = Verdict::Drop(DropReason::UnknownAfterRestart);
         assert_eq!(lab.one(to_port(8080, ACK)).verdict, unknown, "marked");
         assert_eq!(lab.one(to_port(80, ACK)).verdict, unknown, "a service's");
