@@ -205,7 +205,11 @@ impl World {
             drop_unknown_until: Instant::from_nanos(if knobs & 16 != 0 { 5_000_000_000 } else { 0 }),
             ..Settings::default()
         };
-        shared.configuration.store(Arc::new(Configuration { services: table, settings }));
+        shared.configuration.store(Arc::new(Configuration {
+            services: table,
+            settings,
+            ..Configuration::default()
+        }));
         let network = Network {
             ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: MTU }; 2],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use uvs::director::{
-    Batch, Capacity, Configuration, Director, DropReason, Network, Offload, PortLink, Settings, Shared,
-    Verdict,
+    Batch, Capacity, Configuration, Director, DropReason, Network, Offload, PortLink, Shared, Verdict,
 };
 use uvs::forward::NextHop;
 use uvs::scheduler;
@@ -243,7 +242,8 @@ impl World {
         let mut next_hops = Vec::new();
         for (number, address) in [IpAddr::from(VIP), VIP6.into()].into_iter().enumerate() {
             let id = ServiceId(number as u32);
-            let mut chooser = Chooser::new(scheduler::create("rr", 0).expect("a scheduler"));
+            let mut chooser =
+                Chooser::new(scheduler::create("rr", 0, HashKey::new([7, 8])).expect("a scheduler"));
             for server in 0..SERVERS {
                 let server = ServerId(id.0 * SERVERS + server);
                 let slot = shared.slots.get(server);
@@ -264,7 +264,7 @@ impl World {
             let key = ServiceKey::Address { protocol: Protocol::Udp, address, port: 53 };
             services.insert(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
         }
-        shared.configuration.store(Arc::new(Configuration { services, settings: Settings::default() }));
+        shared.configuration.store(Arc::new(Configuration { services, ..Configuration::default() }));
         shared.network.store(Arc::new(Network {
             ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }; 2],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),

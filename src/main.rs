@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use uvs::control::{adm, client};
+use uvs::control::{adm, client, marks};
 use uvs::daemon::{self, RunOptions};
 use uvs::io::steering;
 use uvs::lab::{self, LabOptions};
@@ -29,6 +29,13 @@ enum Subcommands {
     #[command(disable_help_flag = true)]
     Adm {
         /// What ipvsadm would take
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Mark packets for services by mark, in iptables' words
+    #[command(disable_help_flag = true)]
+    Mark {
+        /// What iptables would take
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
             let args: Vec<OsString> = [OsString::from("uvs adm")].into_iter().chain(args).collect();
             return run_adm(&args);
         }
+        Subcommands::Mark { args } => marks::mark(&args, &mut stdout, &mut stderr),
         Subcommands::Set { name, value } => client::set(&name, &value, &mut stdout, &mut stderr),
         Subcommands::Get { name } => client::get(name.as_deref(), &mut stdout, &mut stderr),
         Subcommands::Stats { json } => client::stats(json, &mut stdout, &mut stderr),

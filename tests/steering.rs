@@ -193,7 +193,8 @@ fn keys() -> BTreeSet<SteeringKey> {
     let address: IpAddr = VIP.parse().unwrap();
     BTreeSet::from([
         SteeringKey::Transport { address, protocol: Protocol::Tcp, port: 80 },
-        SteeringKey::Transport { address, protocol: Protocol::Udp, port: 53 },
+        // As for a mark: the stream to port 53 of the address is in it.
+        SteeringKey::Network { prefix: "192.0.2.0/24".parse().unwrap(), protocol: Protocol::Udp },
     ])
 }
 

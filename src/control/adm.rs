@@ -13,6 +13,8 @@ use super::listing::{
     Labels, ServiceRow, connection_header, connection_row, save_service, services_header, services_row,
     sort_services,
 };
+use super::marks::command::{MarkCommand, MarkRow};
+use super::marks::listing as marks;
 use super::names::{Names, SystemNames};
 use super::protocol::{MAX_COMMANDS, MAX_MESSAGE, Request, Response};
 
@@ -298,10 +300,13 @@ impl<'p, 'a> Session<'p, 'a> {
 /// Turns the answer to one command into text.
 struct Printer<'c> {
     command: &'c Command,
+    names: &'c dyn Names,
     labels: Labels<'c>,
     table_size: u64,
     /// Services are printed in order, so all have to be there first.
     services: Vec<ServiceRow>,
+    /// Likewise.
+    marks: Vec<MarkRow>,
     headed: bool,
 }
 
@@ -313,7 +318,7 @@ impl<'c> Printer<'c> {
             _ => true,
         };
         let labels = if numeric { Labels::numeric() } else { Labels::named(names) };
-        Self { command, labels, table_size: 0, services: Vec::new(), headed: false }
+        Self { command, names, labels, table_size: 0, services: Vec::new(), marks: Vec::new(), headed: false }
     }
 
     fn take(&mut self, response: Response, output: &mut String) {
@@ -335,6 +340,7 @@ impl<'c> Printer<'c> {
             Response::Daemons(daemons) => {
                 daemons.iter().for_each(|daemon| output.push_str(&daemon.to_string()))
             }
+            Response::Marks(rows) => self.marks.extend(rows),
             Response::Text(text) => output.push_str(&text),
             Response::Done => self.end(output),
             Response::Failed(_) => {}
@@ -356,6 +362,13 @@ impl<'c> Printer<'c> {
                 self.services
                     .iter()
                     .for_each(|service| output.push_str(&save_service(service, &self.labels)));
+                output.push_str(&marks::save(&self.marks));
+            }
+            Command::Mark(MarkCommand::List { place, options, .. }) => {
+                output.push_str(&marks::table(&self.marks, place.is_none(), *options, self.names));
+            }
+            Command::Mark(MarkCommand::Save { place, counters, .. }) => {
+                output.push_str(&marks::commands(&self.marks, place.is_none(), *counters));
             }
             Command::List { what: ListWhat::Connections, .. } => {
                 self.head_connections(output);

@@ -1,4 +1,4 @@
-//! What an operator may ask of a director: every command of `ipvsadm` 1.31, as plain values.
+//! What an operator may ask of a director: every command of `ipvsadm` 1.31, and those about marks, as plain values.
 //!
 //! [`grammar`](super::grammar) makes them from words, the state executes them. They travel from one to the other as
 //! messages of [`protocol`](super::protocol), so they hold nothing that needs this process.
@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use super::marks::command::MarkCommand;
 use crate::types::{Family, ForwardingMethod, ServiceKey};
 
 pub use crate::types::{Tunnel, TunnelChecksum, TunnelKind};
@@ -110,6 +111,8 @@ pub enum Command {
         /// Which of the two.
         role: DaemonRole,
     },
+    /// `uvs mark`
+    Mark(MarkCommand),
     /// `-h`
     Help,
     /// `-v`

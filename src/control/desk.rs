@@ -5,6 +5,7 @@ use std::io;
 use super::command::{Command, ListWhat};
 use super::error::ControlError;
 use super::listing::{ServiceRow, Timeouts};
+use super::marks::command::{MarkCommand, MarkRow};
 use super::protocol::{ReplySink, Request, Response};
 use super::settings;
 use super::state::{Connections, State};
@@ -18,6 +19,10 @@ pub enum Answer {
     Done,
     /// Services, and the connection table's size.
     Services(u64, Vec<ServiceRow>),
+    /// Services and rules for marks, to be saved.
+    Rules(u64, Vec<ServiceRow>, Vec<MarkRow>),
+    /// Rules for marks.
+    Marks(Vec<MarkRow>),
     /// Connections.
     Connections(Connections),
     /// Timeouts.
@@ -36,12 +41,12 @@ impl Answer {
     pub fn send(self, reply: &mut dyn ReplySink, now: impl Fn() -> Instant) -> io::Result<()> {
         match self {
             Self::Done => (),
-            Self::Services(size, services) => {
-                reply.send(Response::Table { size })?;
-                for service in services {
-                    reply.service(service)?;
-                }
+            Self::Services(size, services) => send_services(size, services, reply)?,
+            Self::Rules(size, services, marks) => {
+                send_services(size, services, reply)?;
+                reply.marks(&marks)?;
             }
+            Self::Marks(rows) => reply.marks(&rows)?,
             Self::Connections(mut walk) => {
                 while let Some(rows) = walk.next_chunk(now()) {
                     reply.connections(rows)?;
@@ -53,6 +58,11 @@ impl Answer {
         }
         reply.end(Ok(()))
     }
+}
+
+fn send_services(size: u64, services: Vec<ServiceRow>, reply: &mut dyn ReplySink) -> io::Result<()> {
+    reply.send(Response::Table { size })?;
+    services.into_iter().try_for_each(|service| reply.service(service))
 }
 
 /// Answers one command. What it changed is not published yet.
@@ -67,7 +77,12 @@ pub fn command(state: &mut State, command: &Command, now: Instant) -> Result<Ans
         Command::List { what: ListWhat::Connections, .. } => Ok(Answer::Connections(state.connections())),
         Command::List { what: ListWhat::Timeouts, .. } => Ok(Answer::Timeouts(state.timeouts())),
         Command::List { what: ListWhat::Daemons, .. } => Ok(Answer::Daemons),
-        Command::Save { .. } => Ok(Answer::Services(state.table_size(), state.services(None)?)),
+        Command::Save { .. } => {
+            Ok(Answer::Rules(state.table_size(), state.services(None)?, state.all_mark_rows()))
+        }
+        Command::Mark(MarkCommand::List { family, place, .. } | MarkCommand::Save { family, place, .. }) => {
+            Ok(Answer::Marks(state.mark_rows(*family, *place)))
+        }
         command => state.execute(command, now).map(|()| Answer::Done),
     }
 }

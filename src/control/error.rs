@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::Command;
+use crate::service::marks::MAX_MARK_RULES;
 
 /// Why a command was refused: the text is what `ipvsadm` prints for the kernel's answer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
@@ -62,6 +63,15 @@ pub enum ControlError {
         /// What it may be.
         expected: String,
     },
+    /// No rule for marks is the same as this one.
+    #[error("Bad rule (does a matching rule exist in that chain?).")]
+    NoMarkRule,
+    /// A place in the rules for marks that there is not; says for what.
+    #[error("Index of {0} too big.")]
+    MarkPlace(String),
+    /// More rules for marks than there is room for.
+    #[error("there are no more than {MAX_MARK_RULES} rules of an address family")]
+    TooManyMarkRules,
     /// A request that the director does not take.
     #[error("the director refused the request: {0}")]
     Refused(String),
@@ -71,7 +81,7 @@ impl ControlError {
     /// The exit status of the program whose only command this is the answer to.
     pub const fn status(&self, command: &Command) -> i32 {
         match command {
-            Command::List { .. } => 1,
+            Command::List { .. } | Command::Mark(_) => 1,
             _ => 255,
         }
     }

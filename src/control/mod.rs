@@ -3,6 +3,7 @@
 //! * [`command`] - what may be asked, as values
 //! * [`grammar`] - from words to a command: the grammar of `ipvsadm`
 //! * [`listing`] - what a director reports, and the text that `ipvsadm` would print of it
+//! * [`marks`] - the program behind `uvs mark`: marks by the words of `iptables`
 //! * [`names`] - names of hosts and ports
 //! * [`settings`] - the names below `/proc/sys/net/ipv4/vs`
 //! * [`error`] - what a director answers when it refuses
@@ -22,6 +23,7 @@ pub mod exchange;
 pub mod grammar;
 mod help;
 pub mod listing;
+pub mod marks;
 pub mod names;
 pub mod protocol;
 pub mod server;

@@ -4,12 +4,16 @@ use std::collections::HashMap;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::OnceLock;
 
-use crate::types::Protocol;
+use crate::types::{Family, Protocol};
 
 /// Where names come from: the system for programs, a fixed table for tests.
 pub trait Names {
     /// The address of a host's name, an IPv4 one if there is one.
     fn address_of(&self, host: &str) -> Option<IpAddr>;
+    /// The address of a host's name in one family.
+    fn address_in(&self, host: &str, family: Family) -> Option<IpAddr> {
+        self.address_of(host).filter(|address| Family::of(*address) == family)
+    }
     /// The name of an address.
     fn host_of(&self, address: IpAddr) -> Option<String>;
     /// The port of a service's name or alias.
@@ -40,13 +44,21 @@ impl SystemNames {
     }
 }
 
+fn resolve(host: &str) -> Option<Vec<IpAddr>> {
+    Some((host, 0).to_socket_addrs().ok()?.map(|found| found.ip()).collect())
+}
+
 /// How much of `/etc/services` is read, in bytes. The largest in use have some 800 KiB.
 const MAX_SERVICES_FILE: usize = 4 << 20;
 
 impl Names for SystemNames {
     fn address_of(&self, host: &str) -> Option<IpAddr> {
-        let addresses: Vec<IpAddr> = (host, 0).to_socket_addrs().ok()?.map(|found| found.ip()).collect();
+        let addresses = resolve(host)?;
         addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
+    }
+
+    fn address_in(&self, host: &str, family: Family) -> Option<IpAddr> {
+        resolve(host)?.into_iter().find(|address| Family::of(*address) == family)
     }
 
     fn host_of(&self, address: IpAddr) -> Option<String> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::command::Command;
 use super::error::ControlError;
 use super::listing::{ConnectionRow, DaemonRow, ServerRow, ServiceRow, Timeouts};
+use super::marks::command::MarkRow;
 
 /// The longest message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -21,6 +22,8 @@ pub const MAX_COMMANDS: usize = 1024;
 pub const SERVERS_PER_MESSAGE: usize = 512;
 /// The most connections in a [`Response::Connections`].
 pub const CONNECTIONS_PER_MESSAGE: usize = 256;
+/// The most rules in a [`Response::Marks`].
+pub const MARKS_PER_MESSAGE: usize = 128;
 
 /// What a program asks of a director.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -78,6 +81,8 @@ pub enum Response {
     Timeouts(Timeouts),
     /// The answer to `-L --daemon`.
     Daemons(Vec<DaemonRow>),
+    /// Some more rules for marks.
+    Marks(Vec<MarkRow>),
     /// Text to print as it is.
     Text(String),
 }
@@ -127,6 +132,14 @@ impl dyn ReplySink + '_ {
             }
             self.send(Response::Connections(chunk))?;
         }
+    }
+
+    /// Sends rules for marks in as many parts as it takes.
+    ///
+    /// # Errors
+    /// As [`send`](ReplySink::send).
+    pub fn marks(&mut self, rows: &[MarkRow]) -> io::Result<()> {
+        rows.chunks(MARKS_PER_MESSAGE).try_for_each(|part| self.send(Response::Marks(part.to_vec())))
     }
 
     /// Sends a text in as many parts as it takes.

@@ -113,11 +113,16 @@ impl Desk {
     }
 
     fn steer(&self, inner: &mut Inner) -> Result<(), ControlError> {
+        let marked = inner.state.steered_by_marks();
+        let networks =
+            marked.networks.into_iter().map(|(prefix, protocol)| SteeringKey::Network { prefix, protocol });
         let keys: BTreeSet<SteeringKey> = inner
             .state
             .steered()
             .into_iter()
+            .chain(marked.ports)
             .map(|(protocol, address, port)| SteeringKey::Transport { address, protocol, port })
+            .chain(networks)
             .collect();
         let adopts = inner.adopted_until.is_some_and(|until| clock() < until || keys.is_empty());
         if keys == inner.steered && (adopts || inner.adopted_until.is_none()) {

@@ -134,6 +134,7 @@ fn prepare(options: &RunOptions) -> Result<Running, RunError> {
     let keys = [HashKey::new(random_words()?), HashKey::new(random_words()?)];
     let shared = Shared::new(capacity, keys)?;
     let mut state = State::new(Arc::clone(&shared), clock());
+    state.set_interfaces(options.interfaces.clone());
     if let Some(path) = &options.rules {
         load_rules(&mut state, path)?;
     }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use crate::conn::Timeouts;
 use crate::forward::NextHop;
+use crate::service::marks::MarkRules;
 use crate::service::{ServerId, ServiceTable};
 use crate::types::{Instant, MacAddress, PortId, Prefix};
 
@@ -45,6 +46,8 @@ impl Default for Settings {
 pub struct Configuration {
     /// Virtual services.
     pub services: ServiceTable,
+    /// Rules that mark packets for services by mark.
+    pub marks: MarkRules,
     /// Settings.
     pub settings: Settings,
 }

@@ -122,6 +122,7 @@ impl Director {
             counters,
             locals: &mut self.locals,
             now,
+            arrival: crate::types::PortId::default(),
         };
         let mut conclusion = Conclusion {
             network,
@@ -190,11 +191,14 @@ impl Director {
                 Ok(_) => Verdict::Drop(DropReason::TruncatedFrame),
                 Err(reason) => Verdict::Drop(reason),
             };
-            counters.count_released();
-            counters.count(verdict);
             match promised.pop() {
+                // Its wait goes on, for something else.
                 Some((_, Promise::LinkAddress(waybill))) => held.keep(entry, waybill, now),
-                _ => batch.push_decided(entry.frame, entry.port, entry.offload, verdict),
+                _ => {
+                    counters.count_released();
+                    counters.count(verdict);
+                    batch.push_decided(entry.frame, entry.port, entry.offload, verdict);
+                }
             }
         });
     }

@@ -121,7 +121,7 @@ pub(super) enum Next {
     AwaitFirst(Ticket),
 }
 
-/// Everything that stays the same for the length of a batch.
+/// Everything that stays the same for the length of a batch, but for the last.
 pub(super) struct Pass<'a> {
     pub(super) shared: &'a Shared,
     pub(super) configuration: &'a Configuration,
@@ -129,6 +129,8 @@ pub(super) struct Pass<'a> {
     pub(super) counters: &'a WorkerCounters,
     pub(super) locals: &'a mut Locals,
     pub(super) now: Instant,
+    /// By which port the packet that is being decided about came in.
+    pub(super) arrival: PortId,
 }
 
 impl Pass<'_> {
@@ -191,6 +193,7 @@ impl Pass<'_> {
     /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
     #[inline]
     fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Next {
+        self.arrival = port;
         if !self.network.is_own_link(port, packet.destination_mac) {
             let group = packet.destination_mac.is_group();
             let verdict = if group { Verdict::ToHost } else { Verdict::Drop(DropReason::ForeignLinkAddress) };

@@ -7,11 +7,12 @@ use crate::types::{ForwardingMethod, Protocol, ServiceKey};
 use crate::wire::Parsed;
 use crate::wire::transport::tcp_flags;
 
+use super::configuration::Configuration;
 use super::pipeline::{Decision, Handled, Local, Pass, SCTP_INIT, next_state};
 use super::shared::Shared;
 use super::{DropReason, Verdict};
 
-impl Pass<'_> {
+impl<'p> Pass<'p> {
     /// A packet without a connection: schedules it, if it may begin one and there is a service for it.
     #[inline(never)]
     pub(super) fn unknown<F: Handled>(
@@ -30,20 +31,40 @@ impl Pass<'_> {
             Protocol::Udp => true,
             Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
         };
-        let destination = packet.addresses.destination();
-        let services = &self.configuration.services;
-        let service = services
-            .find(protocol, destination, packet.destination_port)
-            .filter(|service| may_be_scheduled(service, packet) && self.network.is_local(destination));
+        let service = self.service(packet, protocol).filter(|service| may_be_scheduled(service, packet));
         let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
         match service {
-            // Steered here for a service that the director before had, and this one may yet be given.
-            None if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
+            // Steered here for a service that the director before had, and this one may yet be given; but where a rule has
+            // whole networks steered here, the host's own connections come by as well.
+            None if recovers && !self.is_brought_by_marks(packet) => {
+                Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
+            }
             None => Decision::End(Verdict::ToHost),
             Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
             Some(_) if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
             Some(_) => Decision::End(Verdict::ToHost),
         }
+    }
+
+    fn is_brought_by_marks(&self, packet: &Parsed) -> bool {
+        let Configuration { services, marks, .. } = self.configuration;
+        services.has_marks() && marks.bring(packet)
+    }
+
+    /// The service that a packet is for: by its mark, wherever it goes; else by its address, which has to be the host's.
+    fn service(&self, packet: &Parsed, protocol: Protocol) -> Option<&'p Service> {
+        let Configuration { services, marks, .. } = self.configuration;
+        if services.has_marks() {
+            let mark = marks.mark_of(packet, self.arrival);
+            let key = ServiceKey::Mark { family: packet.family(), mark };
+            // No service has mark 0, so that a packet without a mark finds none.
+            if let Some(service) = services.get(&key) {
+                return Some(service);
+            }
+        }
+        let destination = packet.addresses.destination();
+        let service = services.find(protocol, destination, packet.destination_port)?;
+        self.network.is_local(destination).then_some(&**service)
     }
 
     /// Picks a real server and makes the connection. Locks, in this order, the service's scheduler and the

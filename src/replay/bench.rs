@@ -116,8 +116,10 @@ impl Bench {
     /// Out of memory.
     pub fn new(topology: Topology, capacity: Capacity) -> io::Result<Self> {
         let shared = Shared::new(Capacity { workers: 1, ..capacity }, KEYS)?;
+        let mut state = State::new(Arc::clone(&shared), BEGINNING);
+        state.set_interfaces(topology.interfaces().iter().map(|interface| interface.name.clone()).collect());
         Ok(Self {
-            state: State::new(Arc::clone(&shared), BEGINNING),
+            state,
             director: Director::new(shared, 0),
             topology,
             frames: FramePool::new(FRAMES, (HEADROOM + MAX_FRAME).next_multiple_of(4096))?,
@@ -147,6 +149,11 @@ impl Bench {
     /// Runs the `ipvsadm` program, `args` beginning with its own name; returns the exit status.
     pub fn run(&mut self, args: &[OsString], stdin: &mut dyn Read, terminal: Terminal<'_>) -> i32 {
         self.with_program(terminal, |program| program.run(args, stdin))
+    }
+
+    /// Runs the program `uvs mark`, `args` without its name; returns the exit status.
+    pub fn mark(&mut self, args: &[OsString], terminal: Terminal<'_>) -> i32 {
+        self.with_program(terminal, |program| program.mark(args))
     }
 
     /// Does one command; a message about it names `place` first. Returns the exit status.

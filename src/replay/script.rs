@@ -141,6 +141,8 @@ mod tests {
         let numbers: Vec<usize> = lines.iter().map(|line| line.number).collect();
         assert_eq!(numbers, [3, 7, 5, 2, 6]);
         assert_eq!(lines[2].at, Some(Duration::from_millis(500)));
+        let marks = read_all("mark -F\n@1 uvs mark -t mangle -A PREROUTING -j ACCEPT\n").unwrap();
+        assert!(marks.iter().all(|line| matches!(line.action, Action::Command(Command::Mark(_)))));
         let value = "3 50".to_owned();
         assert_eq!(lines[2].action, Action::Set { name: "sync_threshold".to_owned(), value });
         assert_eq!(lines[3].action, Action::Command(Command::Flush));
@@ -153,6 +155,7 @@ mod tests {
             ("-A -t 10.0.0.1:80 -w 3", "Illegal 'weight' option with the 'add-service' command"),
             ("-R", "no command given"),
             ("list", "no command given"),
+            ("uvs mark -t mangel -F", "can't use table `mangel': marks are set in the table `mangle'"),
             ("@x -C", "'x' is not a number of seconds from 0 to 31622400, as in 2.5"),
             ("@-1 -C", "'-1' is not a number of seconds from 0 to 31622400, as in 2.5"),
             ("@1", "a moment without a command"),

@@ -22,6 +22,7 @@ pub struct ServiceTable {
     addresses: HashMap<IpAddr, usize>,
     ftp_services: usize,
     port_zero_services: usize,
+    mark_services: usize,
 }
 
 impl ServiceTable {
@@ -52,13 +53,19 @@ impl ServiceTable {
                 self.ftp_services = change(self.ftp_services);
             }
             ServiceKey::Address { port: 0, .. } => self.port_zero_services = change(self.port_zero_services),
-            _ => (),
+            ServiceKey::Mark { .. } => self.mark_services = change(self.mark_services),
+            ServiceKey::Address { .. } => (),
         }
     }
 
     /// The service with just this key.
     pub fn get(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
         self.by_key.get(key)
+    }
+
+    /// Whether there is any service by mark: otherwise nobody needs to know a packet's.
+    pub fn has_marks(&self) -> bool {
+        self.mark_services > 0
     }
 
     /// Whether `address` is a virtual address, of whatever service.

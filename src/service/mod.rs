@@ -6,6 +6,7 @@
 
 mod counters;
 mod lookup;
+pub mod marks;
 mod slot;
 
 use std::net::IpAddr;

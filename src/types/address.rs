@@ -91,7 +91,7 @@ pub struct VlanTag {
 pub struct PortId(pub u16);
 
 /// A network: an address and how many of its leading bits count.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Prefix {
     /// Any address inside the network.
     pub address: IpAddr,

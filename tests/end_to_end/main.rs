@@ -2,6 +2,7 @@
 
 mod fragments;
 mod load;
+mod marks;
 mod notes;
 mod oracle;
 mod restart;

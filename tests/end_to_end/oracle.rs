@@ -41,7 +41,7 @@ const COUNTERS_AGE: Duration = Duration::from_secs(2);
 /// By how many seconds an expiry may differ.
 const EXPIRY_SLACK: u32 = 2;
 /// What recorded commands may call.
-const UNDERSTOOD: [&str; 4] = ["ipvsadm", "sysctl", "tail", "sort"];
+const UNDERSTOOD: [&str; 5] = ["ipvsadm", "uvs", "sysctl", "tail", "sort"];
 
 /// The director's side as the recorded kernel had it.
 const DIRECTOR_SETUP: &str = "
@@ -341,7 +341,8 @@ impl Stage<'_> {
 
     fn set_up(&self, recording: &Value) {
         for line in recording["setup"].as_array().unwrap() {
-            self.command(line.as_str().unwrap()).ok();
+            // An operator's script changes the program's name.
+            self.command(&line.as_str().unwrap().replace("iptables-legacy ", "uvs mark ")).ok();
         }
     }
 }
@@ -494,13 +495,13 @@ const CASES: [&str; 5] = ["dr-tcp-states", "udp-dr", "quiesce", "conn-reuse-0", 
 /// Frames sent and commands run in them.
 const CASE_STEPS: usize = 97;
 /// Packets in the sequences.
-const SEQUENCE_STEPS: usize = 1250;
+const SEQUENCE_STEPS: usize = 1370;
 
 fn cases() -> Vec<PathBuf> {
     CASES.map(|name| recorded(&format!("cases/{name}.json"))).into()
 }
 
-/// The sequences of four schedulers, without those that need marks. All of them are played in process.
+/// The sequences of four schedulers. All of them are played in process.
 fn sequences() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(recorded("seq"))
         .unwrap()
@@ -508,7 +509,7 @@ fn sequences() -> Vec<PathBuf> {
         .filter(|path| {
             let name = path.file_name().unwrap().to_str().unwrap();
             let is_ours = ["rr-", "wrr-", "wlc-", "sh-"].iter().any(|scheduler| name.starts_with(scheduler));
-            is_ours && name.ends_with(".json") && !name.contains("-fwm")
+            is_ours && name.ends_with(".json")
         })
         .collect();
     paths.sort();

@@ -12,7 +12,7 @@ use uvs::wire::build::Transport;
 use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use uvs::wire::{Outcome, parse};
 
-use crate::director::{Bench, EMPTY, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
+use crate::director::{Bench, EMPTY, MARKED, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
 
 const CLIENTS: u16 = 500;
 
@@ -63,6 +63,8 @@ fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     kinds.push(("new ones on old ports", frames(0..CLIENTS, port, SYN)));
     kinds.push(("closing", frames(0..CLIENTS, port, FIN | ACK)));
     kinds.push(("mid-connection, unknown", frames(CLIENTS..2 * CLIENTS, port, ACK)));
+    kinds.push(("by mark", frames(0..CLIENTS, MARKED, SYN)));
+    kinds.push(("by mark, datagrams", datagrams(0..CLIENTS, MARKED)));
     kinds.push(("no service", frames(0..CLIENTS, NO_SERVICE, SYN)));
     kinds.push(("no server", frames(0..100, EMPTY, SYN)));
     kinds.push(("no server, datagrams", datagrams(0..100, EMPTY)));

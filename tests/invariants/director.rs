@@ -9,9 +9,12 @@ use uvs::director::{
 };
 use uvs::forward::{NextHop, NextHopError};
 use uvs::scheduler;
+use uvs::service::marks::{MarkRule, MarkRules, MarkTarget, PortMatch, PortSide, RuleCounters};
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
 use uvs::sys::frames::FramePool;
-use uvs::types::{Duration, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey};
+use uvs::types::{
+    Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey,
+};
 use uvs::wire::build::{Build, Transport};
 
 pub(crate) const PORT: PortId = PortId(0);
@@ -23,7 +26,7 @@ const SERVERS: u32 = 4;
 const CHUNKS: u32 = 1536;
 
 /// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
-/// known, one whose servers cannot be reached, one without servers.
+/// known, one whose servers cannot be reached, one without servers, one that has a service by mark.
 #[rustfmt::skip]
 pub(crate) const SCHEDULED: [(&str, u16); 14] = [
     ("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83), ("lc", 84), ("lblc", 85), ("lblcr", 86), ("dh", 87), ("sed", 88),
@@ -32,6 +35,7 @@ pub(crate) const SCHEDULED: [(&str, u16); 14] = [
 pub(crate) const UNRESOLVED: u16 = 90;
 pub(crate) const UNREACHABLE: u16 = 91;
 pub(crate) const EMPTY: u16 = 92;
+pub(crate) const MARKED: u16 = 93;
 pub(crate) const NO_SERVICE: u16 = 99;
 
 pub(crate) struct Bench {
@@ -73,6 +77,26 @@ impl Bench {
                 }
             }
         }
+        let mut rules = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let key = ServiceKey::Mark { family, mark: 7 };
+            let id = ServiceId(ids.next().unwrap());
+            configuration.services.insert(Arc::new(bench.service(id, key, "rr", MARKED)));
+            // Some that do not match come first.
+            let marking = |port, value| MarkRule {
+                ports: vec![PortMatch::Multiple {
+                    side: PortSide::Destination,
+                    ranges: vec![(port, port)],
+                    inverted: false,
+                }],
+                target: Some(MarkTarget::Mark { value, mask: u32::MAX }),
+                ..MarkRule::any(family)
+            };
+            rules.extend((1000..1020).map(|port| marking(port, 1)));
+            rules.push(marking(MARKED, 7));
+        }
+        let counters: Vec<Arc<RuleCounters>> = rules.iter().map(|_| Arc::default()).collect();
+        configuration.marks = MarkRules::new(rules.iter().zip(&counters), &[]);
         bench.director.shared().configuration.store(Arc::new(configuration));
         bench.publish();
         bench

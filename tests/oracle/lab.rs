@@ -130,6 +130,25 @@ impl Lab {
         Outcome { stdout: text(stdout), stderr: text(stderr), status }
     }
 
+    /// Runs `ipvsadm-restore`.
+    pub(crate) fn restore(&mut self, mut input: &[u8]) -> Outcome {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let terminal = Terminal { names: &self.names, stdout: &mut stdout, stderr: &mut stderr };
+        let status = self.bench.run(&["ipvsadm-restore".into()], &mut input, terminal);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Outcome { stdout: text(stdout), stderr: text(stderr), status }
+    }
+
+    /// Runs `uvs mark` with these words.
+    pub(crate) fn mark(&mut self, words: &str) -> Outcome {
+        let args: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let terminal = Terminal { names: &self.names, stdout: &mut stdout, stderr: &mut stderr };
+        let status = self.bench.mark(&args, terminal);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Outcome { stdout: text(stdout), stderr: text(stderr), status }
+    }
+
     /// Runs what the recordings have for a shell.
     pub(crate) fn shell(&mut self, script: &str) -> Outcome {
         let mut all = Outcome::default();
@@ -163,6 +182,8 @@ impl Lab {
         let (program, words) = line.split_once(' ').unwrap_or((line, ""));
         match program {
             "ipvsadm" => return self.ipvsadm(words, b""),
+            // An operator's script changes the program's name.
+            "iptables-legacy" => return self.mark(words),
             "sleep" => self.sleep(words.parse().unwrap_or_else(|_| panic!("'{line}'"))),
             "sysctl" => {
                 let setting = words.strip_prefix("-qw ").and_then(|setting| setting.split_once('='));

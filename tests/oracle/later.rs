@@ -79,6 +79,8 @@ pub(crate) const CASES: &[Later] = &[
         Refused("persistence (-p)"),
         &[
             "persist-expiry",
+            "persist-fwmark",
+            "v6-persist-fwmark",
             "persist-ftp-21",
             "persist-pcc",
             "persist-ppc",
@@ -87,7 +89,6 @@ pub(crate) const CASES: &[Later] = &[
             "v6-persist-prefix",
         ],
     ),
-    ("persistence and marks", Refused("a service by mark (-f)"), &["persist-fwmark", "v6-persist-fwmark"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     (
@@ -102,27 +103,7 @@ pub(crate) const CASES: &[Later] = &[
 ];
 
 /// Of `seq`.
-pub(crate) const SEQUENCES: &[Later] = &[(
-    "marks",
-    Refused("a service by mark (-f)"),
-    &[
-        "dh-321-fwm",
-        "dh-321-midchange-fwm",
-        "dh-eq3-fwm",
-        "lblc-321-fwm",
-        "lblc-321-midchange-fwm",
-        "lblc-eq3-fwm",
-        "lblc-five-mix-fwm",
-        "lblcr-321-midchange-fwm",
-        "lblcr-eq3-fwm",
-        "lblcr-five-mix-fwm",
-        "mh-321-fwm",
-        "mh-321-midchange-fwm",
-        "mh-eq3-fwm",
-        "sh-321-fwm",
-        "sh-eq3-fwm",
-    ],
-)];
+pub(crate) const SEQUENCES: &[Later] = &[];
 
 /// Command lines of `text/errors.txt` that the kernel took or refused for reasons of its own, and that are refused here
 /// for want of a feature.

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::control::marks::MarkSyntaxError;
 use crate::types::Family;
 
 /// What is wrong with a command line: the text is what `ipvsadm` 1.31 prints, with the word in question added where
@@ -169,6 +170,9 @@ pub enum GrammarError {
     /// `--mcast-ttl`
     #[error("illegal mcast-ttl specified")]
     BadGroupTtl,
+    /// Of a line about marks.
+    #[error(transparent)]
+    Mark(#[from] MarkSyntaxError),
     /// A line of rules that is longer than [`super::MAX_RULE_LENGTH`].
     #[error("the line is longer than {} bytes", super::MAX_RULE_LENGTH)]
     LineTooLong,

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 
 pub use error::GrammarError;
 pub use rules::{MAX_RULE_LENGTH, Rule, rules};
+pub(super) use values::ipv4;
 
 use super::command::{
     Command, DEFAULT_PERSISTENCE, DEFAULT_SCHEDULER, DEFAULT_WEIGHT, ListOptions, ListWhat,
@@ -56,25 +57,24 @@ pub fn parse(words: &[String], names: &dyn Names) -> Result<Command, GrammarErro
 
 fn no_option(leftovers: &[&str]) -> GrammarError {
     let Some(&first) = leftovers.first() else { return GrammarError::NoCommand };
-    // Hyphens, dashes and minus signs that word processors and web pages put in the place of a hyphen.
-    let dash = first
-        .chars()
-        .next()
-        .filter(|c| matches!(c, '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' | '\u{ff0d}'));
-    match dash {
-        Some(dash) => {
-            let letters = first.trim_start_matches(dash);
-            // A long word has lost its second hyphen to the dash.
-            let hyphens = if letters.chars().count() > 1 { "--" } else { "-" };
-            GrammarError::LookalikeDash {
-                written: first.to_owned(),
-                dash,
-                meant: format!("{hyphens}{letters}"),
-            }
-        }
+    match lookalike_dash(first) {
+        Some((dash, meant)) => GrammarError::LookalikeDash { written: first.to_owned(), dash, meant },
         None if first.is_empty() || first == "-" => GrammarError::NoCommand,
         None => GrammarError::NoOption(first.to_owned()),
     }
+}
+
+/// The dash that a word begins with in the place of a hyphen, and the word as it was meant.
+pub(super) fn lookalike_dash(word: &str) -> Option<(char, String)> {
+    // Hyphens, dashes and minus signs that word processors and web pages put in the place of a hyphen.
+    let dash = word
+        .chars()
+        .next()
+        .filter(|c| matches!(c, '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' | '\u{ff0d}'))?;
+    let letters = word.trim_start_matches(dash);
+    // A long word has lost its second hyphen to the dash.
+    let hyphens = if letters.chars().count() > 1 { "--" } else { "-" };
+    Some((dash, format!("{hyphens}{letters}")))
 }
 
 fn daemon_role(verb: Verb, value: Option<&str>) -> Result<DaemonRole, GrammarError> {

@@ -2,6 +2,7 @@
 
 use super::{GrammarError, parse};
 use crate::control::command::Command;
+use crate::control::marks;
 use crate::control::names::Names;
 
 /// The longest line of rules, in bytes. The longest that `-S` writes has a few hundred.
@@ -19,7 +20,7 @@ pub struct Rule<'a> {
 }
 
 /// Reads rules: words are split at blanks, quotes mean nothing, `ipvsadm` may come first, blank lines and lines that
-/// start with `#` are skipped.
+/// start with `#` are skipped. After `mark` or `uvs mark` come the words of `iptables`.
 pub fn rules<'a>(text: &'a str, names: &'a dyn Names) -> impl Iterator<Item = Rule<'a>> {
     text.lines().enumerate().filter_map(move |(index, line)| {
         let text = line.trim();
@@ -35,6 +36,16 @@ pub fn rules<'a>(text: &'a str, names: &'a dyn Names) -> impl Iterator<Item = Ru
         }
         if words.is_empty() {
             return None;
+        }
+        // What `uvs mark` takes; a line may be a script's as it stands.
+        let of_marks = match &words[..] {
+            [first, second, rest @ ..] if first == "uvs" && second == "mark" => Some(rest),
+            [first, rest @ ..] if first == "mark" => Some(rest),
+            _ => None,
+        };
+        if let Some(words) = of_marks {
+            let command = marks::parse(words, names).map(Command::Mark).map_err(GrammarError::from);
+            return Some(Rule { number: index + 1, text, command });
         }
         let command = match parse(&words, names) {
             // A line is named with its text anyway.

@@ -93,9 +93,12 @@ fn sent(command: &Command) -> Option<String> {
             let role = if *role == DaemonRole::Master { 1 } else { 2 };
             Some(format!("STOPDAEMON state={role} if= id=0"))
         }
-        Command::List { .. } | Command::Save { .. } | Command::Restore | Command::Help | Command::Version => {
-            None
-        }
+        Command::List { .. }
+        | Command::Save { .. }
+        | Command::Restore
+        | Command::Mark(_)
+        | Command::Help
+        | Command::Version => None,
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn number(text: &str, low: u32, high: u32) -> Option<u32> {
 
 /// Reads an IPv4 address as `inet_aton` does: one to four parts, decimal, octal (leading 0) or hexadecimal (0x),
 /// the last part filling what remains. A blank ends it.
-pub(super) fn ipv4(text: &str) -> Option<Ipv4Addr> {
+pub(in crate::control) fn ipv4(text: &str) -> Option<Ipv4Addr> {
     let text = text.split(|c: char| c.is_ascii_whitespace()).next().unwrap_or_default();
     let parts = text.split('.').map(ipv4_part).collect::<Option<Vec<u32>>>()?;
     let (&last, leading) = parts.split_last()?;

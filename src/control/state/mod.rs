@@ -5,6 +5,7 @@
 //! [`State::wanted`] is known, so that a command's effect is complete when it is answered.
 
 mod ids;
+mod marks;
 mod rates;
 mod report;
 mod servers;
@@ -24,6 +25,7 @@ use super::error::ControlError;
 use super::listing;
 use super::settings::SettingValue;
 
+pub use marks::MarkSteering;
 pub use report::{Connections, Cursor};
 
 use ids::Ids;
@@ -60,6 +62,7 @@ pub struct State {
     views: [WorkerView; 2],
     next_estimation: Instant,
     settings: Vec<(&'static str, SettingValue)>,
+    marks: marks::Marks,
 }
 
 /// A configured service.
@@ -139,6 +142,7 @@ impl State {
             views: Default::default(),
             next_estimation: now + ESTIMATION_PERIOD,
             settings: Vec::new(),
+            marks: marks::Marks::default(),
         }
     }
 
@@ -163,6 +167,7 @@ impl State {
                 self.set_timeouts(*tcp, *tcp_fin, *udp);
                 Ok(())
             }
+            Command::Mark(command) => self.mark(command),
             Command::StartDaemon(_) | Command::StopDaemon { .. } => {
                 Err(ControlError::NotSupported("the synchronization daemon".to_owned()))
             }
@@ -176,6 +181,7 @@ impl State {
 
     /// Hands the state to the packet path: it takes effect with each worker's next batch.
     pub fn publish(&mut self) {
+        self.compile_marks();
         if std::mem::take(&mut self.changed) {
             self.shared.configuration.store(Arc::new(self.configuration.clone()));
         }
@@ -188,7 +194,8 @@ impl State {
         configured.chain(removed).map(|server| (server.id, server.address))
     }
 
-    /// What the director must get to see: every service, and every service that is gone but for its connections.
+    /// What the director must get to see: every service, and every service that is gone but for its connections; those by
+    /// mark aside, for which see [`steered_by_marks`](Self::steered_by_marks).
     /// Protocol, virtual address, port; port 0 stands for all.
     pub fn steered(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
         let gone =
@@ -234,6 +241,7 @@ impl State {
         self.shared.ipv4.give_back(&mut self.views[0], &self.shared.epochs);
         self.shared.ipv6.give_back(&mut self.views[1], &self.shared.epochs);
         self.empty_trash(now);
+        self.forget_former_marks();
         self.version != before
     }
 

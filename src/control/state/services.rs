@@ -13,7 +13,7 @@ use crate::service::{Chooser, Service, ServiceId};
 use crate::types::{Duration, HashKey, Instant, ServiceKey};
 
 /// Refuses what is not built yet, in words.
-fn check(key: &ServiceKey, spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, ControlError> {
+fn check(spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, ControlError> {
     let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
     let scheduler =
         scheduler::create(&spec.scheduler, spec.flags, secret).ok_or(ControlError::NoScheduler)?;
@@ -21,9 +21,6 @@ fn check(key: &ServiceKey, spec: &ServiceSpec, secret: HashKey) -> Result<Box<dy
         Some(engine) if engine == "sip" => return refuse("the persistence engine 'sip' (--pe)"),
         Some(_) => return Err(ControlError::NoScheduler),
         None => (),
-    }
-    if matches!(key, ServiceKey::Mark { .. }) {
-        return refuse("a service by mark (-f)");
     }
     if spec.persistence.is_some() {
         return refuse("persistence (-p)");
@@ -36,8 +33,8 @@ fn check(key: &ServiceKey, spec: &ServiceSpec, secret: HashKey) -> Result<Box<dy
 
 impl State {
     /// The scheduler that a service asks for.
-    fn scheduler(&self, key: &ServiceKey, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
-        let mut scheduler = check(key, spec, self.shared.scheduling_key)?;
+    fn scheduler(&self, spec: &ServiceSpec) -> Result<Box<dyn Scheduler>, ControlError> {
+        let mut scheduler = check(spec, self.shared.scheduling_key)?;
         scheduler.set_lifetimes(self.lifetimes());
         Ok(scheduler)
     }
@@ -55,7 +52,7 @@ impl State {
         if self.by_key.contains_key(&key) {
             return Err(ControlError::ServiceExists);
         }
-        let scheduler = self.scheduler(&key, spec)?;
+        let scheduler = self.scheduler(spec)?;
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
         self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
@@ -76,7 +73,7 @@ impl State {
     pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
         let shared = Arc::clone(&self.shared);
         self.entry(&key).ok_or(ControlError::NoSuchService)?;
-        let scheduler = self.scheduler(&key, spec)?;
+        let scheduler = self.scheduler(spec)?;
         let entry = self.entry_mut(&key).ok_or(ControlError::NoSuchService)?;
         if entry.spec.scheduler != spec.scheduler || entry.spec.flags != spec.flags {
             entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);

@@ -78,7 +78,7 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let rows = [
         (method(ForwardingMethod::Masquerading), "NAT (-m)"),
         (method(ForwardingMethod::Tunnel), "tunnelling (-i)"),
-        (service(mark, rr()), "a service by mark (-f)"),
+        (service(mark, ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
         (service(key(81), ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
         (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
         (

@@ -5,6 +5,7 @@ mod capacity;
 mod forwarding;
 mod fragments;
 mod host;
+mod marks;
 mod splits;
 mod states;
 mod ways;
@@ -18,6 +19,7 @@ use super::*;
 use crate::conn::State;
 use crate::forward::NextHopError;
 use crate::scheduler;
+use crate::service::marks::MarkRules;
 use crate::service::{Chooser, RealServer, Service, ServiceId, ServiceTable};
 use crate::sys::frames::Frame;
 use crate::types::{Duration, ForwardingMethod, HashKey, MacAddress, PortId, Protocol, ServiceKey, VlanTag};
@@ -58,6 +60,7 @@ struct Lab {
     services: Vec<Arc<Service>>,
     network: Network,
     settings: Settings,
+    marks: MarkRules,
 }
 
 struct Sent {
@@ -115,6 +118,7 @@ impl Lab {
             services,
             network,
             settings: Settings::default(),
+            marks: MarkRules::default(),
         };
         lab.publish();
         lab
@@ -124,7 +128,11 @@ impl Lab {
         let mut services = ServiceTable::default();
         self.services.iter().for_each(|service| services.insert(Arc::clone(service)));
         let shared = self.director.shared();
-        shared.configuration.store(Arc::new(Configuration { services, settings: self.settings }));
+        shared.configuration.store(Arc::new(Configuration {
+            services,
+            settings: self.settings,
+            marks: self.marks.clone(),
+        }));
         shared.network.store(Arc::new(self.network.clone()));
     }
 

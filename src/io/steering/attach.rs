@@ -108,8 +108,8 @@ fn attach_with(
 ) -> Result<(Attached, AttachReport), SteeringError> {
     let wanted = target.wanted;
     let kind = wanted.kind;
-    if let Some(old) = pins.as_ref().map(Pins::keys).transpose()?.flatten()
-        && !keys.merge(&old)?
+    if let Some(pins) = &pins
+        && !adopt_keys(keys, pins)?
     {
         warnings
             .push(format!("{}: another version's steering keys were found and not taken over", wanted.name));
@@ -125,10 +125,10 @@ fn attach_with(
         Some(sockets) => Flavour::Xdp { sockets: sockets.as_fd() },
         None => Flavour::Guard,
     };
-    let program = program::load(keys.map(), flavour)?;
+    let program = program::load(keys, flavour)?;
     let pins = match pins {
         // From here on the pinned keys cover the attached program's: both the old one's and the new one's.
-        Some(pins) => match pins.put_keys(keys.map()) {
+        Some(pins) => match pins.put_keys(keys.map(), keys.networks()) {
             Ok(()) => Some(pins),
             Err(error) if pins.has_links() => return Err(error),
             Err(error) => {
@@ -145,6 +145,14 @@ fn attach_with(
     let report = AttachReport { interface: wanted.name.clone(), adopted, pinned: pins.is_some(), warnings };
     let name = wanted.name.clone();
     Ok((Attached { name, adopted, kind, link, sockets, pins, lock }, report))
+}
+
+/// Adds the keys of a director before this one; says false where some are of another version's layout. One that knew no
+/// networks has none pinned.
+fn adopt_keys(keys: &mut KeyTable, pins: &Pins) -> Result<bool, SteeringError> {
+    let addresses = pins.keys()?.map_or(Ok(true), |old| keys.merge(&old))?;
+    let networks = pins.networks()?.map_or(Ok(true), |old| keys.merge_networks(&old))?;
+    Ok(addresses && networks)
 }
 
 /// Attaches `program` and pins it, in the place of what a dead director left. At no moment do frames that match
@@ -191,7 +199,7 @@ fn make_way_for(
         return Ok(());
     }
     if old.iter().all(|(kind, _)| *kind != SteeringKind::Guard) {
-        let program = program::load(keys.map(), Flavour::Guard)?;
+        let program = program::load(keys, Flavour::Guard)?;
         let guard = link(&program, SteeringKind::Guard, target)?;
         pins.put_link(SteeringKind::Guard, &guard)?;
         old.push((SteeringKind::Guard, guard));

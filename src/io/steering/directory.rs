@@ -4,7 +4,7 @@
 //!
 //! - `eth0@NAMESPACE.lock`, locked with flock(2) as long as a director has the interface, holding its process id;
 //! - `bpf/`, a bpffs, mounted here where it is none, and then `bpf.mounted` says so;
-//! - `bpf/eth0@NAMESPACE/`: `keys`, and the link, named by its kind.
+//! - `bpf/eth0@NAMESPACE/`: `keys` and `networks`, and the link, named by its kind.
 //!
 //! `NAMESPACE` is the network namespace's number, since every namespace may have an `eth0`, with the same index
 //! even. Everything that changes the directory holds a lock on it meanwhile.
@@ -247,6 +247,10 @@ impl Directory {
     }
 }
 
+fn pinned(path: &Path) -> Result<Option<Map>, SteeringError> {
+    if path.exists() { Ok(Some(Map::open_pinned(path)?)) } else { Ok(None) }
+}
+
 /// One interface's pins.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -258,8 +262,16 @@ impl Pins {
         self.path.join("keys")
     }
 
-    fn new_keys_path(&self) -> PathBuf {
-        self.path.join("keys-new")
+    fn networks_path(&self) -> PathBuf {
+        self.path.join("networks")
+    }
+
+    /// Where a map is pinned before it takes another's place.
+    fn new_path(path: &Path) -> PathBuf {
+        // A bpffs takes no name with a dot.
+        let mut name = path.as_os_str().to_owned();
+        name.push("-new");
+        name.into()
     }
 
     fn link_path(&self, kind: SteeringKind) -> PathBuf {
@@ -287,18 +299,25 @@ impl Pins {
         Ok(links)
     }
 
-    /// The keys of a director before this one.
+    /// The keys of addresses of a director before this one.
     pub(super) fn keys(&self) -> Result<Option<Map>, SteeringError> {
-        let path = self.keys_path();
-        if path.exists() { Ok(Some(Map::open_pinned(&path)?)) } else { Ok(None) }
+        pinned(&self.keys_path())
+    }
+
+    /// The keys of networks of a director before this one.
+    pub(super) fn networks(&self) -> Result<Option<Map>, SteeringError> {
+        pinned(&self.networks_path())
     }
 
     /// Pins the keys, in the place of those before. There are pinned keys at every moment.
-    pub(super) fn put_keys(&self, map: &Map) -> Result<(), SteeringError> {
-        let (new, path) = (self.new_keys_path(), self.keys_path());
-        remove_file(&new)?;
-        map.pin(&new)?;
-        fs::rename(&new, &path).map_err(at(&path))
+    pub(super) fn put_keys(&self, keys: &Map, networks: &Map) -> Result<(), SteeringError> {
+        for (map, path) in [(networks, self.networks_path()), (keys, self.keys_path())] {
+            let new = Self::new_path(&path);
+            remove_file(&new)?;
+            map.pin(&new)?;
+            fs::rename(&new, &path).map_err(at(&path))?;
+        }
+        Ok(())
     }
 
     pub(super) fn put_link(&self, kind: SteeringKind, link: &Link) -> Result<(), SteeringError> {
@@ -333,8 +352,10 @@ impl Pins {
 
     /// Forgets the keys, and the interface.
     pub(super) fn remove(&self) -> Result<(), SteeringError> {
-        remove_file(&self.keys_path())?;
-        remove_file(&self.new_keys_path())?;
+        for path in [self.keys_path(), self.networks_path()] {
+            remove_file(&Self::new_path(&path))?;
+            remove_file(&path)?;
+        }
         remove_directory(&self.path)
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::{MAX_STEERING_ENTRIES, SteeringKind};
+use super::SteeringKind;
 use crate::sys::bpf::BpfError;
 
 /// Why steering failed.
@@ -31,10 +31,12 @@ pub enum SteeringError {
         pid: Option<u32>,
     },
     /// More keys than there is room for.
-    #[error("the steering keys come to {entries} entries, more than {MAX_STEERING_ENTRIES}")]
+    #[error("the steering keys come to {entries} entries, more than {most}")]
     TooManyKeys {
         /// How many entries.
         entries: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// What was given as an interface's name cannot be one.
     #[error("'{0}' cannot be an interface's name")]

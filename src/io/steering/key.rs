@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::types::Protocol;
+use crate::types::{Prefix, Protocol};
 
 /// Packets that the director wants to see. Only the destination counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -18,6 +18,13 @@ pub enum SteeringKey {
         /// Destination port; 0 stands for every port.
         port: u16,
     },
+    /// Those of one transport protocol to every port of a network.
+    Network {
+        /// Destination addresses.
+        prefix: Prefix,
+        /// Transport protocol.
+        protocol: Protocol,
+    },
     /// All to an address, ICMP and protocols that are not load-balanced included.
     Everything {
         /// Destination address.
@@ -26,10 +33,11 @@ pub enum SteeringKey {
 }
 
 impl SteeringKey {
-    /// The destination address.
+    /// The destination address; of a network, one inside.
     pub const fn address(&self) -> IpAddr {
         match *self {
             Self::Transport { address, .. } | Self::Everything { address } => address,
+            Self::Network { prefix, .. } => prefix.address,
         }
     }
 }
@@ -41,6 +49,7 @@ impl fmt::Display for SteeringKey {
                 write!(f, "{protocol} to {address}, every port")
             }
             Self::Transport { address, protocol, port } => write!(f, "{protocol} to {address}, port {port}"),
+            Self::Network { prefix, protocol } => write!(f, "{protocol} to {prefix}, every port"),
             Self::Everything { address } => write!(f, "everything to {address}"),
         }
     }
@@ -90,7 +99,8 @@ pub(super) fn encode(address: IpAddr, packets: u8, port: u16) -> KeyBytes {
     bytes
 }
 
-/// The map's entries for these keys: theirs, and one for each address (see [`PACKETS_WITHOUT_PORTS`]).
+/// The entries of the map of addresses for these keys: theirs, and one for each address (see
+/// [`PACKETS_WITHOUT_PORTS`]).
 pub(super) fn entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<KeyBytes> {
     keys.iter()
         .flat_map(|key| {
@@ -99,8 +109,41 @@ pub(super) fn entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<KeyBytes> {
                     encode(address, protocol.number(), port)
                 }
                 SteeringKey::Everything { address } => encode(address, PACKETS_EVERYTHING, 0),
+                SteeringKey::Network { .. } => return Vec::new(),
             };
-            [own, encode(key.address(), PACKETS_WITHOUT_PORTS, 0)]
+            vec![own, encode(key.address(), PACKETS_WITHOUT_PORTS, 0)]
+        })
+        .collect()
+}
+
+/// Bytes in a key of the map of networks: how many of the bits that follow count (32 bits, in the machine's order), and
+/// a key as in the map of addresses, without a port.
+pub(super) const NETWORK_BYTES: usize = 4 + KEY_BYTES;
+/// Bits in front of the address in such a key, which all count.
+const NETWORK_HEAD_BITS: u32 = ADDRESS_AT as u32 * 8;
+/// The bits that count in what the programs look up: all.
+pub(super) const NETWORK_ALL_BITS: u32 = KEY_BYTES as u32 * 8;
+
+/// A network's key as the programs look it up.
+pub(super) type NetworkBytes = [u8; NETWORK_BYTES];
+
+/// The entries of the map of networks for these keys: for each network its own, and one for packets that do not show
+/// their ports.
+pub(super) fn network_entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<NetworkBytes> {
+    let networks = keys.iter().filter_map(|key| match *key {
+        SteeringKey::Network { prefix, protocol } => Some((prefix, protocol)),
+        SteeringKey::Transport { .. } | SteeringKey::Everything { .. } => None,
+    });
+    let entry = |prefix: Prefix, packets: u8| {
+        let mut bytes = [0; NETWORK_BYTES];
+        let (length, key) = bytes.split_at_mut(4);
+        length.copy_from_slice(&(NETWORK_HEAD_BITS + u32::from(prefix.length)).to_ne_bytes());
+        key.copy_from_slice(&encode(prefix.network(), packets, 0));
+        bytes
+    };
+    networks
+        .flat_map(|(prefix, protocol)| {
+            [entry(prefix, protocol.number()), entry(prefix, PACKETS_WITHOUT_PORTS)]
         })
         .collect()
 }

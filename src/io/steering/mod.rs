@@ -31,7 +31,7 @@ pub use directory::DEFAULT_DIRECTORY;
 pub use error::SteeringError;
 pub use key::SteeringKey;
 pub use program::{MAX_IPV6_EXTENSIONS, MAX_VLAN_TAGS};
-pub use table::MAX_STEERING_ENTRIES;
+pub use table::{MAX_STEERING_ENTRIES, MAX_STEERING_NETWORKS};
 
 /// How frames are taken off an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -122,7 +122,7 @@ impl Steering {
     pub fn start(options: &SteeringOptions) -> Result<(Self, Vec<AttachReport>), SteeringError> {
         let mut keys = KeyTable::create()?;
         keys.replace(&options.keys)?;
-        let filter = program::load(keys.map(), Flavour::Filter)?;
+        let filter = program::load(&keys, Flavour::Filter)?;
         let directory = Directory::new(&options.directory);
         let mut steering = Self { directory, keys, filter, interfaces: Vec::new() };
         let mut reports = Vec::new();
@@ -165,7 +165,7 @@ impl Steering {
     /// Makes exactly these keys count, on all interfaces. New ones are added before old ones are removed.
     ///
     /// # Errors
-    /// Too many keys (nothing changed), see [`MAX_STEERING_ENTRIES`]; or the kernel's own, after which some of the
+    /// Too many keys (nothing changed), see [`MAX_STEERING_ENTRIES`] and [`MAX_STEERING_NETWORKS`]; or the kernel's own, after which some of the
     /// change is done, never less than the keys in both.
     pub fn set_keys(&mut self, keys: &BTreeSet<SteeringKey>) -> Result<(), SteeringError> {
         self.keys.replace(keys)

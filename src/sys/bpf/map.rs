@@ -14,13 +14,18 @@ pub enum MapKind {
     Hash = 1,
     /// Keys are indices, 0 upwards; every entry is always there.
     Array = 2,
+    /// Keys are a number of bits and so many bits, or more; the longest that the bits of what is looked up begin with is
+    /// found.
+    Prefixes = 11,
     /// AF_XDP sockets by index.
     XdpSockets = 17,
 }
 
 impl MapKind {
     fn from_number(number: u32) -> Option<Self> {
-        [Self::Hash, Self::Array, Self::XdpSockets].into_iter().find(|&kind| kind as u32 == number)
+        [Self::Hash, Self::Array, Self::Prefixes, Self::XdpSockets]
+            .into_iter()
+            .find(|&kind| kind as u32 == number)
     }
 }
 
@@ -50,7 +55,7 @@ pub struct Map {
     capacity: u32,
 }
 
-/// Entries of hash maps are allocated as they come (`BPF_F_NO_PREALLOC`).
+/// Entries are allocated as they come (`BPF_F_NO_PREALLOC`): of hash maps by choice, of maps of prefixes always.
 const NO_PREALLOCATION: u32 = 1;
 
 #[repr(C)]
@@ -111,7 +116,7 @@ impl Map {
             key_size,
             value_size,
             capacity,
-            flags: if kind == MapKind::Hash { NO_PREALLOCATION } else { 0 },
+            flags: if matches!(kind, MapKind::Hash | MapKind::Prefixes) { NO_PREALLOCATION } else { 0 },
             inner_map: 0,
             numa_node: 0,
             name: object_name(name),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::io::steering::SteeringKey;
 use crate::io::steering::table::KeyTable;
-use crate::sys::bpf::TestRun;
+use crate::sys::bpf::{Map, TestRun};
 
 const VIP4: &str = "192.0.2.10";
 const VIP6: &str = "2001:db8::10";
@@ -34,6 +34,10 @@ fn transport(text: &str, protocol: Protocol, port: u16) -> SteeringKey {
     SteeringKey::Transport { address: address(text), protocol, port }
 }
 
+fn network(prefix: &str, protocol: Protocol) -> SteeringKey {
+    SteeringKey::Network { prefix: prefix.parse().unwrap(), protocol }
+}
+
 fn keys() -> BTreeSet<SteeringKey> {
     BTreeSet::from([
         transport(VIP4, Protocol::Tcp, 443),
@@ -41,6 +45,9 @@ fn keys() -> BTreeSet<SteeringKey> {
         transport(VIP6, Protocol::Tcp, 443),
         transport(UDP4, Protocol::Udp, 0),
         SteeringKey::Everything { address: address(ALL4) },
+        network("203.0.113.0/24", Protocol::Tcp),
+        network("203.0.113.64/26", Protocol::Udp),
+        network("2001:db8:1::/48", Protocol::Sctp),
     ])
 }
 
@@ -139,6 +146,15 @@ fn ipv4_rows() -> Vec<Row> {
         ("last fragment to a VIP, another protocol", join(&[eth, &ipv4(0, 1, 1, VIP4), &[0]]), true),
         ("last fragment to everything", join(&[eth, &ipv4(0, 1, 6, ALL4), &[0]]), true),
         ("last fragment to another address", join(&[eth, &ipv4(0, 1, 6, OTHER4), &ports(443)]), false),
+        ("TCP into a network", tcp("203.0.113.9", 1), true),
+        ("TCP into a network, and a longer one of UDP", tcp("203.0.113.70", 1), true),
+        ("UDP into that one", join(&[eth, &ipv4(0, 0, 17, "203.0.113.70"), &ports(1)]), true),
+        ("UDP into the network of TCP", join(&[eth, &ipv4(0, 0, 17, "203.0.113.9"), &ports(1)]), false),
+        ("SCTP into the network of TCP", join(&[eth, &ipv4(0, 0, 132, "203.0.113.9"), &ports(1)]), false),
+        ("ICMP into a network", join(&[eth, &ipv4(0, 0, 1, "203.0.113.9"), &ports(1)]), false),
+        ("last fragment into a network", join(&[eth, &ipv4(0, 1, 6, "203.0.113.9"), &[0]]), true),
+        ("last fragment beside a network", join(&[eth, &ipv4(0, 1, 6, "203.0.112.9"), &[0]]), false),
+        ("TCP beside a network", tcp("203.0.112.255", 443), false),
         ("multicast frame", multicast, false),
         ("broadcast frame", broadcast, false),
         ("ARP", join(&[&ethernet(&[], 0x0806), &[0; 28]]), false),
@@ -204,6 +220,14 @@ fn ipv6_rows() -> Vec<Row> {
             join(&[eth, &ipv6_fragment(8, 6, OTHER6), &ports(443)]),
             false,
         ),
+        ("SCTP into a network of IPv6", join(&[eth, &ipv6(&[], 132, "2001:db8:1:ff::9"), &ports(1)]), true),
+        ("TCP into it", tcp(&[], "2001:db8:1:ff::9", 443), false),
+        ("SCTP beside it", join(&[eth, &ipv6(&[], 132, "2001:db8:2::9"), &ports(1)]), false),
+        (
+            "IPv6 later fragment into a network",
+            join(&[eth, &ipv6_fragment(8, 132, "2001:db8:1::9"), &[1]]),
+            true,
+        ),
         ("IPv6 that says version 4", version_4, false),
         (
             "IPv4's EtherType, IPv6's header",
@@ -228,7 +252,7 @@ impl Programs {
 
     /// Each flavour, with what it says to what is taken, and to the rest.
     fn load(&self) -> [(&'static str, Program, i32, i32); 3] {
-        let load = |flavour| load(self.keys.map(), flavour).unwrap();
+        let load = |flavour| load(&self.keys, flavour).unwrap();
         [
             ("XDP", load(Flavour::Xdp { sockets: self.sockets.as_fd() }), XDP_DROP, XDP_PASS),
             ("guard", load(Flavour::Guard), TCX_DROP, TCX_NEXT),
@@ -349,6 +373,7 @@ fn cost_of_a_frame() {
             "QinQ",
             "IPv6 TCP to a key",
             "three extensions",
+            "TCP into a network",
         ] {
             let (_, frame, _) = rows.iter().find(|row| row.0 == what).unwrap();
             let best = (0..5).map(|_| test_run(flavour, &program, frame, 1_000_000).duration).min().unwrap();
