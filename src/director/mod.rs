@@ -190,12 +190,13 @@ impl Director {
                 Ok(_) => Verdict::Drop(DropReason::TruncatedFrame),
                 Err(reason) => Verdict::Drop(reason),
             };
+            if let Some((_, Promise::LinkAddress(waybill))) = promised.pop() {
+                // Held as before, for something else.
+                return held.keep(entry, waybill, now);
+            }
             counters.count_released();
             counters.count(verdict);
-            match promised.pop() {
-                Some((_, Promise::LinkAddress(waybill))) => held.keep(entry, waybill, now),
-                _ => batch.push_decided(entry.frame, entry.port, entry.offload, verdict),
-            }
+            batch.push_decided(entry.frame, entry.port, entry.offload, verdict);
         });
     }
 
