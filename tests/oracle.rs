@@ -54,10 +54,12 @@ const CASES: &[&str] = &[
     "v6-thresholds",
     "v6-udp-dr",
 ];
-/// Recorded cases of fragments: the kernel sends them on once it has all, the director as they come.
-const FRAGMENT_CASES: &[&str] = &["frag-dr"];
-/// In their listings: the connection of a datagram that is not complete.
-const INCOMPLETE: &str = "UDP 04:58 UDP 10.88.128.1:7002 10.88.0.100:53 10.88.2.12:53\n";
+/// Recorded cases of fragments: the kernel sends them on once it has all, the director as they come. With each, how its
+/// listing goes on here: with the connection of the datagram that is not complete.
+const FRAGMENT_CASES: &[(&str, &str)] = &[
+    ("frag-dr", "UDP 04:58 UDP 10.88.128.1:7002 10.88.0.100:53 10.88.2.12:53\n"),
+    ("v6-frag-dr", "UDP 04:58 UDP [fd88:80::1]:7002 [fd88::100]:53 [fd88:2::12]:53\n"),
+];
 
 fn folder(name: &str) -> String {
     format!("{}/tests/oracle/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -178,54 +180,67 @@ fn frames_and_listings_are_as_recorded() {
     assert_eq!(compared, 563);
 }
 
-/// What a fragment belongs to.
-fn identification(frame: &[u8]) -> u16 {
-    u16::from_be_bytes([frame[18], frame[19]])
+/// Where a fragment's identification is: as the director gets it, it sends it on. (Over IPv6 the kernel makes its own.)
+fn identification(frame: &[u8]) -> std::ops::Range<usize> {
+    if frame[12..14] == [0x08, 0] { 18..20 } else { 58..62 }
 }
 
-/// What was sent, as frames that can be compared, for each datagram: a set, for the order is not the same.
-type Sent = BTreeMap<u16, BTreeSet<(u16, Comparable)>>;
+/// What was sent, as frames that can be compared, by the identification of what they were sent for: sets, for the order
+/// is not the same.
+type Sent = BTreeMap<Vec<u8>, BTreeSet<(u16, Comparable)>>;
 
 fn note(sent: &mut Sent, port: PortId, frame: &[u8], cause: &[u8]) {
-    let frames = sent.entry(identification(frame)).or_default();
-    assert!(frames.insert((port.0, comparable(frame, cause))), "a frame is sent twice");
+    let name = cause[identification(cause)].to_vec();
+    let mut frame = frame.to_vec();
+    let place = identification(&frame);
+    frame[place.clone()].copy_from_slice(&cause[place]);
+    assert!(
+        sent.entry(name).or_default().insert((port.0, comparable(&frame, cause))),
+        "a frame is sent twice"
+    );
+}
+
+/// Plays a case of fragments; returns how many frames were compared.
+fn play_fragments(name: &str, incomplete: &str) -> usize {
+    let case = recording("cases", name);
+    let mut lab = set_up(&case);
+    let (mut recorded, mut got) = (Sent::new(), Sent::new());
+    let mut arrived = BTreeMap::<Vec<u8>, usize>::new();
+    for step in list(&case["steps"]) {
+        let Some(send) = step.get("send") else {
+            if let Some(script) = step.get("exec") {
+                let expected = text(&step["stdout"]).to_owned() + incomplete;
+                let outcome = lab.shell(text(script));
+                assert!(same_listing(&outcome.stdout, &expected), "{name}: {}", outcome.stdout);
+            } else {
+                lab.sleep(step["sleep"].as_f64().unwrap());
+            }
+            continue;
+        };
+        let frame = bytes(&send["hex"]);
+        *arrived.entry(frame[identification(&frame)].to_vec()).or_default() += 1;
+        for answer in list(&step["recv"]) {
+            note(&mut recorded, port(&answer["port"]), &bytes(&answer["hex"]), &frame);
+        }
+        for output in lab.send_fragment(port(&send["port"]), &frame) {
+            let Verdict::Transmit(port) = output.verdict else { panic!("{name}: {:?}", output.verdict) };
+            assert_eq!(output.bytes[identification(&frame)], frame[identification(&frame)], "{name}");
+            note(&mut got, port, &output.bytes, &frame);
+        }
+    }
+    let all: BTreeMap<_, _> = got.iter().map(|(name, frames)| (name.clone(), frames.len())).collect();
+    assert_eq!(all, arrived, "{name}: all that came, once its first did");
+    for (datagram, frames) in &recorded {
+        assert_eq!(&got[datagram], frames, "{name}");
+    }
+    recorded.values().map(BTreeSet::len).sum()
 }
 
 #[test]
 fn of_each_datagram_that_is_complete_the_fragments_are_as_recorded() {
-    let mut compared = 0;
-    for name in FRAGMENT_CASES {
-        let case = recording("cases", name);
-        let mut lab = set_up(&case);
-        let (mut recorded, mut got, mut arrived) = (Sent::new(), Sent::new(), BTreeMap::<u16, usize>::new());
-        for step in list(&case["steps"]) {
-            let Some(send) = step.get("send") else {
-                // Of the datagram whose last fragment does not come, the kernel knows nothing yet.
-                let kept: String = text(&step["stdout"]).to_owned() + INCOMPLETE;
-                let outcome = lab.shell(text(&step["exec"]));
-                assert!(same_listing(&outcome.stdout, &kept), "{name}: {}", outcome.stdout);
-                continue;
-            };
-            let frame = bytes(&send["hex"]);
-            *arrived.entry(identification(&frame)).or_default() += 1;
-            for answer in list(&step["recv"]) {
-                note(&mut recorded, port(&answer["port"]), &bytes(&answer["hex"]), &frame);
-            }
-            for output in lab.send_fragment(port(&send["port"]), &frame) {
-                let Verdict::Transmit(port) = output.verdict else { panic!("{name}: {:?}", output.verdict) };
-                note(&mut got, port, &output.bytes, &frame);
-            }
-        }
-        assert_eq!(recorded.len(), 2);
-        for (identification, frames) in &got {
-            assert_eq!(frames.len(), arrived[identification], "{name}: all that came, once its first did");
-            if let Some(recorded) = recorded.get(identification) {
-                compared += frames.len();
-                assert_eq!(frames, recorded, "{name}");
-            }
-        }
-    }
-    assert_eq!(compared, 6);
+    let compared: usize =
+        FRAGMENT_CASES.iter().map(|(name, incomplete)| play_fragments(name, incomplete)).sum();
+    assert_eq!(compared, 12);
 }
 
 #[test]
@@ -327,7 +342,11 @@ fn is_missing(lab: &mut Lab, recording: &Value, sign: Sign) -> bool {
 
 #[test]
 fn every_recording_is_played_or_needs_what_is_not_there_yet() {
-    let played = CASES.iter().chain(FRAGMENT_CASES).map(|name| (*name).to_owned()).collect();
+    let played = CASES
+        .iter()
+        .chain(FRAGMENT_CASES.iter().map(|(name, _)| name))
+        .map(|name| (*name).to_owned())
+        .collect();
     for (folder, played, later) in
         [("cases", played, later::CASES), ("seq", played_sequences(), later::SEQUENCES)]
     {

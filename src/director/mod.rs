@@ -191,15 +191,13 @@ impl Director {
                 Ok(_) => Verdict::Drop(DropReason::TruncatedFrame),
                 Err(reason) => Verdict::Drop(reason),
             };
-            match promised.pop() {
-                // Its wait goes on, for something else.
-                Some((_, Promise::LinkAddress(waybill))) => held.keep(entry, waybill, now),
-                _ => {
-                    counters.count_released();
-                    counters.count(verdict);
-                    batch.push_decided(entry.frame, entry.port, entry.offload, verdict);
-                }
+            if let Some((_, Promise::LinkAddress(waybill))) = promised.pop() {
+                // Held as before, for something else.
+                return held.keep(entry, waybill, now);
             }
+            counters.count_released();
+            counters.count(verdict);
+            batch.push_decided(entry.frame, entry.port, entry.offload, verdict);
         });
     }
 

@@ -99,7 +99,6 @@ pub(crate) const CASES: &[Later] = &[
     ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
     ("answering what is too big", Differs, &["v6-dr-too-big"]),
     ("forwarding ICMP errors", Differs, &["icmp-dr", "v6-icmp-dr"]),
-    ("forwarding fragments", Differs, &["v6-frag-dr"]),
 ];
 
 /// Of `seq`.
