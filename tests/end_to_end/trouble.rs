@@ -142,38 +142,52 @@ fn a_second_director_is_refused_and_the_first_goes_on() {
         kept.get(false).unwrap();
         let other = site.path("other");
         let other = other.to_str().unwrap();
-        let id = director.id().to_string();
-        // The same socket; another socket; and then even another state directory, where the kernel is to object.
+        let in_use = format!("eth0: another director (pid {}) has it; stop that one first", director.id());
+        // The same socket; another socket; and then even another state directory, so that they share no file.
         let cases: [(&[&str], &str); 3] = [
-            (&[], "another director"),
-            (&["--control", other], &id),
-            (&["--control", other, "--state-directory", other], "eth0"),
+            (&[], "another director listens on"),
+            (&["--control", other], &in_use),
+            (&["--control", other, "--state-directory", other], &in_use),
         ];
-        for (more, word) in cases {
-            if more.len() > 2 && port_type == PortType::Packet {
-                // Any number of raw sockets and TCX programs may share an interface.
-                continue;
-            }
-            let (control, state) = (site.control(), Director::state_directory(site));
-            let mut arguments = vec!["run", "--interface", "eth0", "--connections", "1000"];
-            if !more.contains(&"--control") {
-                arguments.extend(["--control", control.to_str().unwrap()]);
-            }
-            if !more.contains(&"--state-directory") {
-                arguments.extend(["--state-directory", state.to_str().unwrap()]);
-            }
-            arguments.extend(more);
-            arguments.extend(port_type.options());
-            let finished = site.start("director", crate::support::UVS, arguments).wait(DEADLINE);
-            assert_eq!(finished.status, 1, "{more:?}: {}", finished.stderr);
-            assert!(finished.stderr.contains(word), "{more:?}: {}", finished.stderr);
+        for ((more, message), second_type) in
+            cases.into_iter().flat_map(|case| PortType::ALL.map(|second_type| (case, second_type)))
+        {
+            let finished = Director::launch(site, "director", &["eth0"], second_type, more).wait(DEADLINE);
+            let what = format!("{port_type:?}, then {second_type:?} with {more:?}: {}", finished.stderr);
+            assert_eq!(finished.status, 1, "{what}");
+            assert!(finished.stderr.contains(message), "{what}");
             kept.get(false).unwrap();
             request(&cluster, PATIENCE).unwrap();
             assert!(director.run("ipvsadm -Ln").ok().contains(&service(&cluster).to_string()));
         }
+        let left: Vec<_> = std::fs::read_dir(other).into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
         director.check();
         director.stop();
     }
+}
+
+/// An interface is taken as long as its director lives, and only where it is.
+#[test]
+fn what_a_dead_director_or_one_elsewhere_had_is_free() {
+    if !is_root() {
+        return;
+    }
+    let mut site = lonely();
+    site.add("elsewhere");
+    site.join(("elsewhere", "eth0"), ("nobody", "eth1"), 1);
+    let index = |namespace: &str| site.run(namespace, "cat /sys/class/net/eth0/ifindex").ok();
+    let other = site.path("other");
+    let other = ["--control", other.to_str().unwrap(), "--state-directory", other.to_str().unwrap()];
+    let first = Director::start(&site, "director", &["eth0"], PortType::Packet, &[]);
+    // The same name, and the same number, if in another namespace.
+    assert_eq!(index("director"), index("elsewhere"));
+    let elsewhere = Director::start(&site, "elsewhere", &["eth0"], PortType::Packet, &other);
+    first.kill();
+    // Nothing is shared with the one that was killed but the interface.
+    elsewhere.kill();
+    let second = Director::start(&site, "director", &["eth0"], PortType::Packet, &other);
+    second.kill();
 }
 
 #[test]

@@ -77,16 +77,20 @@ impl<'a> Director<'a> {
         more: &[&str],
     ) -> Process {
         let (control, state) = (site.control(), Self::state_directory(site));
-        let mut arguments = vec!["run", "--control", control.to_str().unwrap()];
-        arguments.extend(["--state-directory", state.to_str().unwrap()]);
+        let mut arguments = vec!["run"];
         interfaces.iter().for_each(|name| arguments.extend(["--interface", name]));
-        // A machine of this size has no room for a million connections in each of many tests.
-        if !more.contains(&"--connections") {
-            arguments.extend(["--connections", "65536"]);
-        }
         arguments.extend(port_type.options());
-        // The last of two options counts: that of the test.
         arguments.extend(more);
+        for (option, value) in [
+            ("--control", control.to_str().unwrap()),
+            ("--state-directory", state.to_str().unwrap()),
+            // A machine of this size has no room for a million connections in each of many tests.
+            ("--connections", "65536"),
+        ] {
+            if !more.contains(&option) {
+                arguments.extend([option, value]);
+            }
+        }
         site.start(namespace, UVS, arguments)
     }
 
