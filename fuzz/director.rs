@@ -293,7 +293,7 @@ impl World {
             self.ends.insert(ticket, (entry.verdict, bytes));
         }
         let counts = self.director.frame_counts();
-        assert!(counts.is_conserved(), "{counts:?}");
+        assert!(self.director.is_conserved(), "{counts:?}");
         let waiting = counts.held - counts.released;
         assert_eq!(waiting, self.sent.len() as u64, "what did not come out waits");
         assert_eq!(self.frames.available() as u64 + waiting, u64::from(CHUNKS), "no chunk is lost");

@@ -369,7 +369,7 @@ impl World {
             assert_eq!(self.ends.insert(number, end), None, "each comes out once");
         }
         let counts = director.frame_counts();
-        assert!(counts.is_conserved(), "{counts:?}");
+        assert!(director.is_conserved(), "{counts:?}");
         let waiting = counts.held - counts.released;
         assert_eq!(frames.available() as u64 + waiting, u64::from(CHUNKS), "no chunk is lost");
         assert_eq!(waiting != 0, director.is_holding());

@@ -410,8 +410,8 @@ fn somebody_elses_program_is_told_and_left_alone() {
         return;
     }
     let lab = Lab::new("busy");
-    // Another directory: as good as another program.
-    let (other, _) = lab.start(SteeringKind::XdpNative, keys());
+    // A dead director's, seen from another directory: as good as another program.
+    lab.crash_director(SteeringKind::XdpNative);
     for kind in [SteeringKind::XdpNative, SteeringKind::XdpGeneric] {
         let mut options = lab.options(kind, keys());
         options.directory = lab.directory.join("second");
@@ -422,7 +422,7 @@ fn somebody_elses_program_is_told_and_left_alone() {
         fs::remove_dir(&options.directory).unwrap();
     }
     lab.assert_steered("by the first");
-    other.stop().unwrap();
+    assert_eq!(detach(&lab.directory, None).unwrap().removed, [INTERFACE]);
     lab.assert_nothing_left();
 }
 

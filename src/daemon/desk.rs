@@ -200,11 +200,13 @@ fn tell_changes(before: &NetworkState, now: &NetworkState) {
             Some(false) if port.up => tracing::info!(interface = port.name, "interface up"),
             _ => (),
         }
-        if former.is_some_and(|former| former.ifindex.is_some() && former.ifindex != port.ifindex) {
-            tracing::warn!(
+        match former.map(|former| (former.ifindex, port.ifindex)) {
+            Some((Some(_), None)) => tracing::warn!(interface = port.name, "the interface has gone"),
+            Some((before, now)) if before != now => tracing::warn!(
                 interface = port.name,
-                "the interface was replaced: restart the director to use it again"
-            );
+                "the interface was made anew: restart the director to use it again"
+            ),
+            _ => (),
         }
     }
 }

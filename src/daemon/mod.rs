@@ -20,7 +20,7 @@ use crate::control::grammar::rules;
 use crate::control::names::SystemNames;
 use crate::control::server::ControlServer;
 use crate::control::state::State;
-use crate::director::{Capacity, Director, Shared};
+use crate::director::{Capacity, Director, MAX_PORTS, Shared};
 use crate::io::HostPort;
 use crate::io::steering::{Steering, SteeringOptions};
 use crate::net::Mirror;
@@ -69,6 +69,9 @@ pub enum RunError {
     /// The same interface was named twice.
     #[error("interface '{0}' is given twice")]
     Twice(String),
+    /// More interfaces than a director can have.
+    #[error("{0} interfaces are given; a director can have at most {MAX_PORTS}")]
+    TooManyInterfaces(usize),
     /// The control socket.
     #[error("control socket: {0}")]
     Control(io::Error),
@@ -85,6 +88,9 @@ pub enum RunError {
 /// # Errors
 /// Why it could not start; nothing is left behind then.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    if options.interfaces.len() > MAX_PORTS {
+        return Err(RunError::TooManyInterfaces(options.interfaces.len()));
+    }
     if let Some(twice) = first_repeated(&options.interfaces) {
         return Err(RunError::Twice(twice.to_owned()));
     }

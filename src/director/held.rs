@@ -6,7 +6,7 @@ use crate::forward::{NextHop, NextHopError, dr};
 use crate::fragment::Ticket;
 use crate::service::ServerId;
 use crate::sys::frames::{Frame, FramePool};
-use crate::types::{Duration, Family, Instant};
+use crate::types::{Duration, Family, Instant, PortId};
 use crate::wire::Parsed;
 
 use super::batch::{Batch, Entry, Offload};
@@ -129,7 +129,7 @@ impl Held {
         frames: &FramePool,
         network: &Network,
         now: Instant,
-        mut count: impl FnMut(Verdict),
+        mut count: impl FnMut(PortId, Verdict),
     ) {
         for _ in 0..self.waiting.len() {
             if batch.room() == 0 {
@@ -147,8 +147,8 @@ impl Held {
                 NextHop::Failed(error) => Verdict::Drop((*error).into()),
                 next_hop @ NextHop::Ready { .. } => waybill.send(frames, frame, offload, next_hop),
             };
-            count(verdict);
             let Entry { frame, port, offload, .. } = waiting.entry;
+            count(port, verdict);
             batch.push_decided(frame, port, offload, verdict);
         }
     }

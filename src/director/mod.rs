@@ -29,7 +29,7 @@ use crate::wire::{self, Malformed, Outcome, Parsed};
 
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
 pub use configuration::{Configuration, Network, PortLink, Settings};
-pub use counters::{FrameCounts, WorkerCounters};
+pub use counters::{FrameCounts, MAX_PORTS, WorkerCounters};
 pub use shared::{Capacity, Shared, Walk};
 pub use verdict::{DropReason, Verdict};
 
@@ -113,7 +113,6 @@ impl Director {
     pub fn process(&mut self, batch: &mut Batch, frames: &FramePool, now: Instant) {
         self.shared.epochs.enter(self.worker);
         let counters = self.shared.counters(self.worker);
-        counters.count_received(batch.len());
         let network = self.network.load();
         let mut pass = Pass {
             shared: &self.shared,
@@ -161,9 +160,8 @@ impl Director {
         self.shared.epochs.enter(self.worker);
         if !self.held.is_empty() {
             let counters = self.shared.counters(self.worker);
-            self.held.release(batch, frames, self.network.load(), now, |verdict| {
-                counters.count_released();
-                counters.count(verdict);
+            self.held.release(batch, frames, self.network.load(), now, |port, verdict| {
+                counters.count_released(port, verdict);
             });
         }
         if !self.fragments.is_empty() {
@@ -195,8 +193,7 @@ impl Director {
                 // Held as before, for something else.
                 return held.keep(entry, waybill, now);
             }
-            counters.count_released();
-            counters.count(verdict);
+            counters.count_released(entry.port, verdict);
             batch.push_decided(entry.frame, entry.port, entry.offload, verdict);
         });
     }
@@ -233,6 +230,11 @@ impl Director {
     /// This worker's frames by verdict.
     pub fn frame_counts(&self) -> FrameCounts {
         self.shared.counters(self.worker).frames()
+    }
+
+    /// Whether every frame that came in ended in exactly one way, those of each port apart.
+    pub fn is_conserved(&self) -> bool {
+        self.shared.counters(self.worker).is_conserved()
     }
 }
 

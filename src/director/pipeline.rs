@@ -167,7 +167,7 @@ impl Pass<'_> {
                 }
             };
         }
-        self.counters.count_all(entries.iter().map(|entry| entry.verdict));
+        self.counters.count_batch(entries);
     }
 
     /// Stage one: parse, hash, and ask for the bucket. The note is written where it is: see

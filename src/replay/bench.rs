@@ -146,6 +146,11 @@ impl Bench {
         self.director.frame_counts()
     }
 
+    /// Whether every frame so far ended in exactly one way, those of each port apart.
+    pub fn is_conserved(&self) -> bool {
+        self.director.is_conserved()
+    }
+
     /// Runs the `ipvsadm` program, `args` beginning with its own name; returns the exit status.
     pub fn run(&mut self, args: &[OsString], stdin: &mut dyn Read, terminal: Terminal<'_>) -> i32 {
         self.with_program(terminal, |program| program.run(args, stdin))

@@ -6,6 +6,7 @@
 
 pub mod allocations;
 pub mod bpf;
+pub mod claim;
 pub mod frames;
 pub mod interface;
 pub mod memory;

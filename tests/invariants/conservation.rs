@@ -2,16 +2,16 @@
 
 use proptest::prelude::*;
 use uvs::director::{BATCH_SIZE, Verdict};
-use uvs::types::Duration;
+use uvs::types::{Duration, PortId};
 use uvs::wire::build::Transport;
 
-use crate::director::{Bench, EMPTY, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
+use crate::director::{Bench, EMPTY, NO_SERVICE, PORTS, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
 
 /// What happens to the director.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Frames, in one batch.
-    Frames(Vec<Vec<u8>>),
+    /// Frames, in one batch, and the ports they come in by.
+    Frames(Vec<(u16, Vec<u8>)>),
     /// Milliseconds go by.
     Time(u64),
     /// The kernel learns link addresses, or forgets them.
@@ -67,7 +67,7 @@ fn frame_to_damage() -> impl Strategy<Value = Vec<u8>> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        8 => prop::collection::vec(frame(), 1..=BATCH_SIZE).prop_map(Event::Frames),
+        8 => prop::collection::vec((0..PORTS as u16, frame()), 1..=BATCH_SIZE).prop_map(Event::Frames),
         2 => (0_u64..100_000).prop_map(Event::Time),
         1 => any::<bool>().prop_map(Event::Resolve),
     ]
@@ -76,16 +76,17 @@ fn event() -> impl Strategy<Value = Event> {
 /// Counts for the test what the director counts for itself.
 #[derive(Default)]
 struct Ledger {
-    given: u64,
+    /// By port.
+    given: [u64; PORTS],
     come_up_again: u64,
     held: u64,
 }
 
 impl Ledger {
-    fn check(&mut self, bench: &mut Bench, given: usize) {
-        self.given += given as u64;
+    fn check(&mut self, bench: &mut Bench, given: &[(u16, Vec<u8>)]) {
+        given.iter().for_each(|(port, _)| self.given[usize::from(*port)] += 1);
         let stayed = bench.batch.len();
-        self.held += given.saturating_sub(stayed) as u64;
+        self.held += given.len().saturating_sub(stayed) as u64;
         for verdict in bench.verdicts() {
             assert!(!matches!(verdict, Verdict::Undecided | Verdict::Held), "{verdict:?}");
         }
@@ -96,7 +97,7 @@ impl Ledger {
         loop {
             let done = bench.tick();
             self.come_up_again += bench.batch.len() as u64;
-            self.check(bench, 0);
+            self.check(bench, &[]);
             if done {
                 return;
             }
@@ -105,9 +106,14 @@ impl Ledger {
 
     fn assert_agrees(&self, bench: &Bench) {
         let counts = bench.director.frame_counts();
-        assert!(counts.is_conserved(), "{counts:?}");
-        assert_eq!((counts.received, counts.released), (self.given, self.come_up_again));
+        assert!(bench.director.is_conserved(), "{counts:?}");
+        assert_eq!((counts.received, counts.released), (self.given.iter().sum(), self.come_up_again));
         assert_eq!(counts.held, self.held);
+        for (port, given) in self.given.iter().enumerate() {
+            let counts = bench.director.shared().counters(0).frames_of(PortId(port as u16));
+            assert!(counts.is_conserved(), "{counts:?}");
+            assert_eq!(counts.received, *given, "port {port}");
+        }
         // No chunk got lost, none came back twice.
         assert_eq!(bench.chunks_away() as u64, self.held - self.come_up_again);
         assert_eq!(bench.director.is_holding(), bench.chunks_away() > 0);
@@ -124,9 +130,9 @@ proptest! {
         for event in events {
             match event {
                 Event::Frames(frames) => {
-                    bench.fill(frames.iter().map(Vec::as_slice));
+                    frames.iter().for_each(|(port, bytes)| bench.push(PortId(*port), bytes));
                     bench.process();
-                    ledger.check(&mut bench, frames.len());
+                    ledger.check(&mut bench, &frames);
                 }
                 Event::Time(milliseconds) => bench.now += Duration::from_millis(milliseconds),
                 Event::Resolve(resolved) => bench.resolve(resolved),

@@ -18,6 +18,8 @@ use uvs::types::{
 use uvs::wire::build::{Build, Transport};
 
 pub(crate) const PORT: PortId = PortId(0);
+/// Ports that frames may come in by; all go out by the first.
+pub(crate) const PORTS: usize = 3;
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
 const VIP: [u8; 4] = [192, 0, 2, 1];
 const VIP6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -52,7 +54,7 @@ impl Bench {
         let capacity = Capacity { connections, servers: 512, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }],
+            ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }; PORTS],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 512],
@@ -142,9 +144,14 @@ impl Bench {
     /// Puts copies of the frames into the batch.
     pub(crate) fn fill<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
         for bytes in frames {
-            let frame = self.frames.allocate_copy(bytes).expect("a free chunk");
-            self.batch.push(frame, PORT, Offload::default()).expect("room in the batch");
+            self.push(PORT, bytes);
         }
+    }
+
+    /// Puts a copy of a frame that came in by `port` into the batch.
+    pub(crate) fn push(&mut self, port: PortId, bytes: &[u8]) {
+        let frame = self.frames.allocate_copy(bytes).expect("a free chunk");
+        self.batch.push(frame, port, Offload::default()).expect("room in the batch");
     }
 
     pub(crate) fn process(&mut self) {

@@ -115,7 +115,7 @@ impl Director {
     }
 
     /// The frames, once they stand still; each worker's too. Every frame has ended in one way, as the sum of all
-    /// workers says, and each worker for itself, and the ports are of the kind that was asked for.
+    /// workers says, each worker for itself, and each interface, and the ports are of the kind that was asked for.
     #[track_caller]
     pub fn settled(&self) -> (Frames, Vec<Frames>) {
         let deadline = Instant::now() + DEADLINE;
@@ -135,17 +135,17 @@ impl Director {
             std::thread::sleep(Duration::from_millis(250));
         }
         let total = Frames::read(&last["frames"]);
-        let workers: Vec<Frames> = last["workers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|worker| Frames::read(&worker["frames"]))
-            .collect();
+        let parts = |of: &str| -> Vec<Frames> {
+            last[of].as_array().unwrap().iter().map(|part| Frames::read(&part["frames"])).collect()
+        };
+        let (workers, interfaces) = (parts("workers"), parts("interfaces"));
         assert_eq!(workers.len(), self.plan.workers);
-        for frames in workers.iter().chain([&total]) {
+        for frames in workers.iter().chain(&interfaces).chain([&total]) {
             assert_eq!(frames.received + frames.released, frames.ended, "{last:#}");
         }
-        assert_eq!(total.received, workers.iter().map(|frames| frames.received).sum::<u64>(), "{last:#}");
+        for parts in [&workers, &interfaces] {
+            assert_eq!(total.received, parts.iter().map(|frames| frames.received).sum::<u64>(), "{last:#}");
+        }
         for port in last["ports"].as_array().unwrap() {
             assert_eq!(port["kind"], self.plan.ports.kind(), "{last:#}");
         }

@@ -77,16 +77,20 @@ impl<'a> Director<'a> {
         more: &[&str],
     ) -> Process {
         let (control, state) = (site.control(), Self::state_directory(site));
-        let mut arguments = vec!["run", "--control", control.to_str().unwrap()];
-        arguments.extend(["--state-directory", state.to_str().unwrap()]);
+        let mut arguments = vec!["run"];
         interfaces.iter().for_each(|name| arguments.extend(["--interface", name]));
-        // A machine of this size has no room for a million connections in each of many tests.
-        if !more.contains(&"--connections") {
-            arguments.extend(["--connections", "65536"]);
-        }
         arguments.extend(port_type.options());
-        // The last of two options counts: that of the test.
         arguments.extend(more);
+        for (option, value) in [
+            ("--control", control.to_str().unwrap()),
+            ("--state-directory", state.to_str().unwrap()),
+            // A machine of this size has no room for a million connections in each of many tests.
+            ("--connections", "65536"),
+        ] {
+            if !more.contains(&option) {
+                arguments.extend([option, value]);
+            }
+        }
         site.start(namespace, UVS, arguments)
     }
 
@@ -107,7 +111,7 @@ impl<'a> Director<'a> {
     }
 
     /// Checks that its ports are of the kind they should be, that the first received something, and that no frame got
-    /// lost between the counters.
+    /// lost between the counters, of all, of any interface, or of any worker.
     #[track_caller]
     pub(crate) fn check(&self) {
         let received = |stats: &Value, interface: &str| -> u64 {
@@ -125,14 +129,22 @@ impl<'a> Director<'a> {
             assert!(ports.iter().any(|port| port["interface"] == **interface), "{interface}: {stats:#}");
         }
         assert!(ports.iter().all(|port| port["kind"] == self.port_type.kind()), "{stats:#}");
-        let frames = &stats["frames"];
-        let count = |name: &str| frames[name].as_u64().unwrap();
-        let dropped: u64 = frames["dropped"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
-        assert_eq!(
-            count("received") + count("released"),
-            count("held") + count("transmitted") + count("replied") + count("to_host") + dropped,
-            "{stats:#}"
-        );
+        let parts = |of: &str| stats[of].as_array().unwrap().iter().map(|part| &part["frames"]);
+        assert_eq!(parts("interfaces").count(), self.interfaces.len(), "{stats:#}");
+        for frames in parts("interfaces").chain(parts("workers")).chain([&stats["frames"]]) {
+            let count = |name: &str| frames[name].as_u64().unwrap();
+            let dropped: u64 =
+                frames["dropped"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+            assert_eq!(
+                count("received") + count("released"),
+                count("held") + count("transmitted") + count("replied") + count("to_host") + dropped,
+                "{stats:#}"
+            );
+        }
+        for of in ["interfaces", "workers"] {
+            let received: u64 = parts(of).map(|frames| frames["received"].as_u64().unwrap()).sum();
+            assert_eq!(received, stats["frames"]["received"].as_u64().unwrap(), "{of}: {stats:#}");
+        }
     }
 
     /// Runs a line of bash where the director runs.

@@ -60,7 +60,7 @@ impl Worker {
             })
             .collect();
         let counts = self.director.frame_counts();
-        assert!(counts.is_conserved(), "{counts:?}");
+        assert!(self.director.is_conserved(), "{counts:?}");
         assert_eq!(counts.held - counts.released, self.away(), "what is held is in the worker's chunks");
         sent
     }

@@ -160,7 +160,7 @@ impl Lab {
                 Sent { verdict: entry.verdict, frame: bytes }
             })
             .collect();
-        assert!(self.director.frame_counts().is_conserved(), "{:?}", self.director.frame_counts());
+        assert!(self.director.is_conserved(), "{:?}", self.director.frame_counts());
         sent
     }
 

@@ -9,6 +9,7 @@ use super::program::{self, Flavour};
 use super::table::KeyTable;
 use super::{AttachReport, SteeredInterface, SteeringError, SteeringKind};
 use crate::sys::bpf::{AttachPoint, BpfError, Link, Map, MapKind, Program};
+use crate::sys::claim::{Claim, ClaimError};
 
 /// An interface that this director steers.
 #[derive(Debug)]
@@ -21,6 +22,17 @@ pub(super) struct Attached {
     pub(super) sockets: Option<Map>,
     pins: Option<Pins>,
     lock: Option<InterfaceLock>,
+    _claim: Claim,
+}
+
+/// Keeps other directors off an interface, whatever directory they have: any number of raw sockets and TCX programs
+/// may share one, and what they take would be forwarded twice. By the interface's index, which stays when it is renamed,
+/// and in its network namespace: an interface that is moved to another one is lost to this director, and another's to take.
+fn claim(interface: &str, index: u32) -> Result<Claim, SteeringError> {
+    Claim::take(&format!("uvs/interface/{index}")).map_err(|error| match error {
+        ClaimError::Taken { pid } => SteeringError::InUse { interface: interface.to_owned(), pid },
+        ClaimError::System(source) => SteeringError::Claim { interface: interface.to_owned(), source },
+    })
 }
 
 /// What is to be attached to.
@@ -49,21 +61,22 @@ pub(super) fn attach(
 ) -> Result<(Attached, AttachReport), SteeringError> {
     let entry = Entry::of(&wanted.name)?;
     let target = Target { index: index_of(&wanted.name)?, wanted };
+    let claim = claim(&wanted.name, target.index)?;
     let mut warnings = Vec::new();
     let locked = match directory.lock() {
         Ok(locked) => Some(locked),
         Err(error) if error.is_busy() => return Err(error),
         Err(error) => {
             warnings.push(format!(
-                "{}: steering is neither locked nor pinned ({error}): a second director would not be noticed, and \
-                 if this one dies, the host answers for its services",
+                "{}: steering is neither locked nor pinned ({error}): if the director dies, the host answers for its \
+                 services",
                 wanted.name
             ));
             None
         }
     };
     let Some(locked) = locked else {
-        return attach_with(keys, target, None, None, warnings);
+        return attach_with(keys, target, claim, None, None, warnings);
     };
     let lock = directory.lock_interface(&entry, &locked)?;
     let pins = match directory.open_pins(&entry, &locked) {
@@ -73,7 +86,7 @@ pub(super) fn attach(
             None
         }
     };
-    let result = attach_with(keys, target, pins, Some(lock), warnings);
+    let result = attach_with(keys, target, claim, pins, Some(lock), warnings);
     if result.is_err() {
         // What is still pinned keeps dropping frames for the next attempt; otherwise nothing is to be left.
         // The first error is the one to tell.
@@ -102,6 +115,7 @@ fn tidy_up(directory: &Directory, entry: &Entry, locked: &DirectoryLock) -> Resu
 fn attach_with(
     keys: &mut KeyTable,
     target: Target<'_>,
+    claim: Claim,
     pins: Option<Pins>,
     lock: Option<InterfaceLock>,
     mut warnings: Vec<String>,
@@ -144,7 +158,7 @@ fn attach_with(
     };
     let report = AttachReport { interface: wanted.name.clone(), adopted, pinned: pins.is_some(), warnings };
     let name = wanted.name.clone();
-    Ok((Attached { name, adopted, kind, link, sockets, pins, lock }, report))
+    Ok((Attached { name, adopted, kind, link, sockets, pins, lock, _claim: claim }, report))
 }
 
 /// Adds the keys of a director before this one; says false where some are of another version's layout. One that knew no

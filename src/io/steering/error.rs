@@ -30,6 +30,14 @@ pub enum SteeringError {
         /// The other's process id, where it wrote it down.
         pid: Option<u32>,
     },
+    /// The interface could not be claimed.
+    #[error("{interface}: cannot make sure that no other director has it: {source}")]
+    Claim {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// More keys than there is room for.
     #[error("the steering keys come to {entries} entries, more than {most}")]
     TooManyKeys {
