@@ -194,7 +194,7 @@ impl World {
             }
             let (protocol, address, port) = keys[index];
             let key = ServiceKey::Address { protocol, address, port };
-            Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) })
+            Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence: None })
         });
         let mut table = ServiceTable::default();
         services.iter().for_each(|service| table.insert(Arc::clone(service)));

@@ -100,7 +100,7 @@ impl Bench {
             let method = ForwardingMethod::DirectRouting;
             chooser.add(&shared.slots, RealServer { id: server, address, port, method });
         }
-        Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }
+        Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence: None }
     }
 
     fn publish(&self) {

@@ -79,7 +79,6 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
         (method(ForwardingMethod::Masquerading), "NAT (-m)"),
         (method(ForwardingMethod::Tunnel), "tunnelling (-i)"),
         (service(mark, rr()), "a service by mark (-f)"),
-        (service(key(81), ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
         (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
         (
             service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
@@ -367,6 +366,7 @@ fn connections_of_removed_servers_are_ended_where_a_setting_says_so() {
             flags: Flags::INACTIVE,
             state: crate::conn::State::NONE,
             deadline: Instant::ZERO + Duration::from_secs(900),
+            control: None,
         };
         let (table, slots, epochs) = (&bench.shared.ipv4, &bench.shared.slots, &bench.shared.epochs);
         table.lock(table.hash(&key)).insert(&key, new, slots, &mut WorkerView::default(), epochs).unwrap();

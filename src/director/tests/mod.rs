@@ -105,7 +105,12 @@ impl Lab {
                 chooser.add(&shared.slots, RealServer { id: server, address, port, method });
             }
             let key = ServiceKey::Address { protocol, address: vip, port };
-            services.push(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
+            services.push(Arc::new(Service {
+                id,
+                key,
+                chooser: Arc::new(Mutex::new(chooser)),
+                persistence: None,
+            }));
         }
         let mut lab = Self {
             director: Director::new(shared, 0),
