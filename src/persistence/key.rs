@@ -20,6 +20,9 @@ pub struct Persistence {
 pub struct ClientMask([u64; 2]);
 
 impl ClientMask {
+    /// Every bit: each client stands for itself.
+    pub const ALL: Self = Self([u64::MAX; 2]);
+
     /// The bits of `mask`, which need not be leading ones.
     pub fn ipv4(mask: Ipv4Addr) -> Self {
         // The lower half is the virtual address.
@@ -110,7 +113,7 @@ mod tests {
     use super::*;
     use crate::types::{Family, Protocol};
 
-    const ALL: ClientMask = ClientMask([u64::MAX; 2]);
+    const ALL: ClientMask = ClientMask::ALL;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -5,6 +5,7 @@ mod capacity;
 mod forwarding;
 mod fragments;
 mod host;
+mod persistence;
 mod splits;
 mod states;
 mod ways;
