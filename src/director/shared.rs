@@ -25,6 +25,9 @@ pub struct Capacity {
     pub workers: usize,
 }
 
+/// Records at a time of a walk.
+const STEP: u32 = 4096;
+
 /// Where a walk over both tables stands, connections first and then templates in each; the default is the beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Walk {
@@ -147,45 +150,45 @@ impl Shared {
     /// Goes on ending the connections whose real server was removed (`expire_nodest_conn` wants it so), and templates
     /// that are left without any, a bounded number of records further. Says where to go on next time, `None` at the end.
     pub fn end_orphans(&self, walk: Walk, views: &mut [WorkerView; 2], now: Instant) -> Option<Walk> {
-        const TEMPLATES: u32 = 1 << 20;
-        let next = match walk {
-            Walk { ipv6: false, templates: false, next } => {
-                self.end_orphans_of(&self.ipv4, next, &mut views[0], now)
-            }
-            Walk { ipv6: true, templates: false, next } => {
-                self.end_orphans_of(&self.ipv6, next, &mut views[1], now)
-            }
-            Walk { ipv6: false, next, .. } => self.ipv4.templates().end_orphans(next, TEMPLATES, &self.slots),
-            Walk { next, .. } => self.ipv6.templates().end_orphans(next, TEMPLATES, &self.slots),
-        };
-        walk.advanced(next)
+        /// A million records: some milliseconds.
+        const STEPS: u32 = 256;
+        let mut found = Vec::with_capacity(STEP as usize);
+        let mut walk = Some(walk);
+        for _ in 0..STEPS {
+            let at = walk?;
+            let Self { ipv4, ipv6, slots, .. } = self;
+            walk = at.advanced(match at {
+                Walk { ipv6: false, templates: false, next } => {
+                    self.end_orphans_of(ipv4, next, &mut views[0], &mut found, now)
+                }
+                Walk { ipv6: true, templates: false, next } => {
+                    self.end_orphans_of(ipv6, next, &mut views[1], &mut found, now)
+                }
+                Walk { ipv6: false, next, .. } => ipv4.templates().end_orphans(next, STEP, slots),
+                Walk { next, .. } => ipv6.templates().end_orphans(next, STEP, slots),
+            });
+        }
+        walk
     }
 
+    /// One step among the connections of a family; `found` is room for what is noted before it is ended.
     fn end_orphans_of<F: crate::conn::FlowFamily>(
         &self,
         table: &Table<F>,
         start: u32,
         view: &mut WorkerView,
+        found: &mut Vec<ConnectionId>,
         now: Instant,
     ) -> Option<u32> {
-        /// Records at a time: what is found is noted before it is ended.
-        const STEP: u32 = 4096;
-        /// A million records: some milliseconds.
-        const STEPS: u32 = 256;
-        let mut next = Some(start);
-        let mut found = Vec::with_capacity(STEP as usize);
-        for _ in 0..STEPS {
-            let Some(start) = next else { break };
-            next = table.visit(start, STEP, now, |index, lifecycle, record| {
-                if !self.slots.get(record.server()).is_available() {
-                    found.push(ConnectionId { index, generation: lifecycle.generation });
-                }
-            });
-            for id in found.drain(..) {
-                table.remove(id, &self.slots, view, &self.epochs);
+        let next = table.visit(start, STEP, now, |index, lifecycle, record| {
+            if !self.slots.get(record.server()).is_available() {
+                found.push(ConnectionId { index, generation: lifecycle.generation });
             }
-            table.give_back(view, &self.epochs);
+        });
+        for id in found.drain(..) {
+            table.remove(id, &self.slots, view, &self.epochs);
         }
+        table.give_back(view, &self.epochs);
         next
     }
 }
