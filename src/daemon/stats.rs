@@ -38,6 +38,7 @@ impl Sources {
 struct Stats {
     frames: Frames,
     connections: Connections,
+    templates: Templates,
     host: Host,
     ports: Vec<Port>,
     workers: Vec<Worker>,
@@ -59,6 +60,13 @@ struct Connections {
     ipv4: u64,
     ipv6: u64,
     capacity: u32,
+}
+
+/// Connection templates; as many fit as connections.
+#[derive(Serialize)]
+struct Templates {
+    ipv4: u64,
+    ipv6: u64,
 }
 
 #[derive(Serialize)]
@@ -125,6 +133,7 @@ fn collect(sources: &Sources, shared: &Shared) -> Stats {
             ipv6: shared.ipv6.alive(),
             capacity: shared.ipv4.capacity(),
         },
+        templates: Templates { ipv4: shared.ipv4.templates().alive(), ipv6: shared.ipv6.templates().alive() },
         host: Host {
             delivered: sum(|report| report.host.delivered),
             not_ip: sum(|report| report.host.not_ip),
@@ -170,6 +179,8 @@ pub(super) fn text(sources: &Sources, shared: &Shared, _state: &State, json: boo
     line("connections IPv4", &stats.connections.ipv4);
     line("connections IPv6", &stats.connections.ipv6);
     line("connections capacity", &stats.connections.capacity);
+    line("templates IPv4", &stats.templates.ipv4);
+    line("templates IPv6", &stats.templates.ipv6);
     line("host delivered", &stats.host.delivered);
     line("host failed", &stats.host.failed);
     for port in &stats.ports {
