@@ -2,7 +2,7 @@
 
 use crate::conn::{FlowFamily, FlowKey};
 use crate::service::{ServerId, ServerSlots};
-use crate::sys::memory::atomic::{MutexGuard, Ordering};
+use crate::sys::memory::atomic::{MutexGuard, Ordering, fence};
 use crate::types::{Duration, Instant};
 
 use super::heap::{Heap, due, tick_at};
@@ -145,6 +145,8 @@ impl<'a, F: FlowFamily> ShardGuard<'a, F> {
             }
         };
         let record = self.record(local);
+        // Whoever walks over the records and sees any of this sees that the former template has ended.
+        fence(Ordering::Release);
         record.set_key(key);
         record.set_target(new.server, new.port);
         record.set_timeout(new.timeout);
@@ -176,27 +178,25 @@ impl<'a, F: FlowFamily> ShardGuard<'a, F> {
         self.templates.take_fresh(self.number)
     }
 
-    /// Ends a template that nobody would miss: one that is over; else, among a few, one without connections that is
-    /// not assured, or invalid.
+    /// Ends a template that nobody would miss: one that is over; else, among a few that lie far apart (neighbours are of
+    /// one age, and have their connections still or no more), one without connections that is not assured, or invalid.
     #[cold]
     fn make_room(&mut self, slots: &ServerSlots, now: Instant) {
-        const SAMPLE: u32 = 32;
+        const SAMPLE: u64 = 32;
         let first = self.heap().first().map(|(_, local)| local);
         if let Some(local) = first.filter(|&local| self.record(local).is_over(now)) {
             self.end(local, slots);
             return;
         }
-        let count = self.templates.shard_capacity();
-        let start = (self.hash >> 32) as u32 % count;
+        let count = u64::from(self.templates.shard_capacity());
+        let (start, stride) = (self.hash >> 8, (count / SAMPLE).max(1));
         let may_go = |local: &u32| {
             let record = self.record(*local);
             let missed = record.is_assured() && !record.is_invalid() && !record.is_over(now);
             record.is_alive() && record.controlled() == 0 && !missed
         };
-        let found = (0..SAMPLE.min(count))
-            .map(|step| ((u64::from(start) + u64::from(step)) % u64::from(count)) as u32)
-            .find(may_go);
-        if let Some(local) = found {
+        let mut places = (0..SAMPLE.min(count)).map(|step| ((start + step * stride) % count) as u32);
+        if let Some(local) = places.find(may_go) {
             self.end(local, slots);
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::conn::{FlowFamily, FlowKey};
 use crate::service::{ServerId, ServerSlots};
 use crate::sys::memory::Words;
-use crate::sys::memory::atomic::{AtomicU64, Mutex, Ordering};
+use crate::sys::memory::atomic::{AtomicU64, Mutex, Ordering, fence};
 use crate::types::{Duration, HashKey, Instant};
 
 use super::heap::{Heap, INDEX_BITS, moment, tick_at};
@@ -201,7 +201,8 @@ impl<F: FlowFamily> Templates<F> {
                 remaining: record.deadline_by(now).since(now),
                 assured: record.is_assured(),
             };
-            // Else another took the record while it was read.
+            // Else another took the record while it was read: what was read comes before what is now.
+            fence(Ordering::Acquire);
             if record.is(TemplateId { index, generation }) {
                 visit(walked);
             }
