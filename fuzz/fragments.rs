@@ -243,7 +243,8 @@ impl World {
         let mut next_hops = Vec::new();
         for (number, address) in [IpAddr::from(VIP), VIP6.into()].into_iter().enumerate() {
             let id = ServiceId(number as u32);
-            let mut chooser = Chooser::new(scheduler::create("rr", 0).expect("a scheduler"));
+            let mut chooser =
+                Chooser::new(scheduler::create("rr", 0, HashKey::new([5, 6])).expect("a scheduler"));
             for server in 0..SERVERS {
                 let server = ServerId(id.0 * SERVERS + server);
                 let slot = shared.slots.get(server);

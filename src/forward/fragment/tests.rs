@@ -71,7 +71,7 @@ proptest! {
             prop_assert_eq!((piece.addresses, piece.protocol, piece.ttl), (packet.addresses, packet.protocol, packet.ttl));
             match piece.fragment {
                 Fragment::Whole => prop_assert_eq!(bytes, &before[..packet.end()]),
-                Fragment::First { identification } | Fragment::Later { identification, .. } => {
+                Fragment::First { identification, .. } | Fragment::Later { identification, .. } => {
                     let expected = if sample.is_ipv6() { 0xabcd_1234 } else { sample.identification.into() };
                     prop_assert_eq!(identification, expected);
                 }
