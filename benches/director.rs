@@ -97,7 +97,12 @@ impl Setup {
         let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 80 };
         let mut configuration = Configuration::default();
         let chooser = Arc::new(Mutex::new(chooser));
-        configuration.services.insert(Arc::new(Service { id: ServiceId(0), key, chooser }));
+        configuration.services.insert(Arc::new(Service {
+            id: ServiceId(0),
+            key,
+            chooser,
+            persistence: None,
+        }));
         shared.configuration.store(Arc::new(configuration));
         shared.network.store(Arc::new(network));
         let mut setup = Self {

@@ -30,6 +30,7 @@ fn filled(flows: u64) -> Table<Ipv4> {
         flags: Flags::NO_OUTPUT,
         state: State::ESTABLISHED,
         deadline: Instant::NEVER,
+        control: None,
     };
     for flow in 0..flows {
         let key = key(flow);

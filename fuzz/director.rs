@@ -16,6 +16,7 @@ use uvs::director::{
     Settings, Shared, Verdict,
 };
 use uvs::forward::{NextHop, NextHopError};
+use uvs::persistence::{ClientMask, Persistence};
 use uvs::scheduler;
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId, ServiceTable};
 use uvs::sys::frames::FramePool;
@@ -178,6 +179,11 @@ impl World {
             (Protocol::Tcp, VIP6.into(), 80),
         ];
         let name = ["rr", "wrr", "wlc", "sh"][usize::from(servers >> 6)];
+        // Two clients at a time count as one.
+        let mask = |address: IpAddr| match address {
+            IpAddr::V4(_) => ClientMask::ipv4([255, 255, 255, 254].into()),
+            IpAddr::V6(_) => ClientMask::ipv6(127),
+        };
         let services = std::array::from_fn(|index| {
             let id = ServiceId(index as u32);
             let mut chooser =
@@ -194,7 +200,9 @@ impl World {
             }
             let (protocol, address, port) = keys[index];
             let key = ServiceKey::Address { protocol, address, port };
-            Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) })
+            let timeout = Duration::from_secs(50);
+            let persistence = (knobs & 64 != 0).then(|| Persistence { timeout, mask: mask(address) });
+            Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence })
         });
         let mut table = ServiceTable::default();
         services.iter().for_each(|service| table.insert(Arc::clone(service)));
@@ -202,6 +210,7 @@ impl World {
             expire_nodest_conn: knobs & 1 != 0,
             sloppy_tcp: knobs & 2 != 0,
             conn_reuse_mode: knobs >> 2 & 3,
+            expire_quiescent_template: knobs & 128 != 0,
             drop_unknown_until: Instant::from_nanos(if knobs & 16 != 0 { 5_000_000_000 } else { 0 }),
             ..Settings::default()
         };
@@ -304,6 +313,10 @@ impl World {
             .map(|slot| u64::from(slot.active()) + u64::from(slot.inactive()))
             .sum();
         assert_eq!(of_servers, shared.ipv4.alive() + shared.ipv6.alive());
+        let persistent: u64 = (0..shared.slots.len())
+            .map(|index| u64::from(shared.slots.get(ServerId(index as u32)).persistent()))
+            .sum();
+        assert_eq!(persistent, shared.ipv4.templates().alive() + shared.ipv6.templates().alive());
     }
 
     fn check(&self, before: &[u8], after: &[u8], verdict: Verdict, waited: bool) {
@@ -334,6 +347,8 @@ impl World {
         self.tick();
         let shared = self.director.shared();
         assert_eq!((shared.ipv4.alive(), shared.ipv6.alive()), (0, 0), "all have ended");
+        let templates = [shared.ipv4.templates().alive(), shared.ipv6.templates().alive()];
+        assert_eq!(templates, [0, 0], "no template is kept for nothing");
     }
 }
 

@@ -262,7 +262,12 @@ impl World {
                 });
             }
             let key = ServiceKey::Address { protocol: Protocol::Udp, address, port: 53 };
-            services.insert(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
+            services.insert(Arc::new(Service {
+                id,
+                key,
+                chooser: Arc::new(Mutex::new(chooser)),
+                persistence: None,
+            }));
         }
         shared.configuration.store(Arc::new(Configuration { services, ..Configuration::default() }));
         shared.network.store(Arc::new(Network {

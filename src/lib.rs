@@ -11,7 +11,7 @@
 //! # [`wire`] - bytes
 //! Packets read and rewritten in place. Any bytes, no panic.
 //!
-//! # [`service`], [`scheduler`], [`conn`], [`forward`], [`fragment`], [`director`] - the director and its parts
+//! # [`service`], [`scheduler`], [`conn`], [`persistence`], [`forward`], [`fragment`], [`director`] - the director and its parts
 //! Frames in, verdicts out. No I/O, no clock, no threads.
 //!
 //! # [`control`] - commands
@@ -31,6 +31,7 @@ pub mod wire;
 pub mod conn;
 pub mod forward;
 pub mod fragment;
+pub mod persistence;
 pub mod scheduler;
 pub mod service;
 

@@ -34,6 +34,11 @@ const CASES: &[&str] = &[
     "conn-reuse-1",
     "dr-tcp-states",
     "no-destination",
+    "persist-expiry",
+    "persist-ftp-21",
+    "persist-fwmark",
+    "persist-pcc",
+    "persist-ppc",
     "quiesce",
     "sctp-chunk-pairs",
     "sctp-dr",
@@ -50,6 +55,10 @@ const CASES: &[&str] = &[
     "v6-dr-headers",
     "v6-dr-tcp-states",
     "v6-no-destination",
+    "v6-persist-fwmark",
+    "v6-persist-pcc",
+    "v6-persist-ppc",
+    "v6-persist-prefix",
     "v6-quiesce",
     "v6-thresholds",
     "v6-udp-dr",
@@ -151,6 +160,8 @@ fn play_step(lab: &mut Lab, step: &Value) -> Option<Result<(), String>> {
         let outcome = lab.shell(script);
         let (mut got, mut recorded) =
             (printed(&outcome), format!("{}{}", text(&step["stdout"]), text(&step["stderr"])));
+        // Where the kernel's save leaves iptables' rules out, the director's has its own.
+        got = got.split_inclusive('\n').filter(|line| !line.starts_with("mark ")).collect();
         if script.contains("--stats") {
             (got, recorded) = (without_counters(&got), without_counters(&recorded));
         }
@@ -177,7 +188,7 @@ fn frames_and_listings_are_as_recorded() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(compared, 563);
+    assert_eq!(compared, 669);
 }
 
 /// Where a fragment's identification is: as the director gets it, it sends it on. (Over IPv6 the kernel makes its own.)
@@ -404,8 +415,6 @@ fn elsewhere(row: &Row) -> Option<&'static str> {
         shell if shell.contains("printf") => Some("the program's own tests restore; it names lines"),
         shell if shell.starts_with("setpriv") => Some("who may do it is up to the socket"),
         "ipvsadm -Ln --rate --stats" => Some("the listing has a tunnelled server of the other family"),
-        "ipvsadm -A -t 10.88.7.5:80 -s rr -M 255.255.255.0" => Some("the service before it is persistent"),
-        shell if shell.starts_with("ipvsadm -E") && shell.contains("-p 100") => Some("persistence"),
         _ => None,
     }
 }
@@ -438,7 +447,7 @@ fn commands_fail_as_recorded() {
         }
         compared += 1;
     }
-    assert_eq!((compared, later_rows, other), (66, later::ERRORS.len(), 6));
+    assert_eq!((compared, later_rows, other), (70, later::ERRORS.len(), 4));
 }
 
 /// What a state answers.

@@ -38,10 +38,11 @@ impl<'a, F: FlowFamily> BucketGuard<'a, F> {
     }
 
     /// Makes a connection: writes a record, then publishes it. The caller has made sure that there is none for
-    /// this flow, and files its timer.
+    /// this flow, and files its timer. A template that is to control it already counts it, and whoever ends it counts it
+    /// off.
     ///
     /// # Errors
-    /// Nothing is changed where the table is full.
+    /// Nothing is changed where the table is full; the template still counts the connection.
     pub fn insert(
         &self,
         key: &FlowKey<F>,
@@ -55,6 +56,7 @@ impl<'a, F: FlowFamily> BucketGuard<'a, F> {
         let generation = record.lifecycle().generation;
         record.set_key(key);
         record.set_target(new.server, new.port, new.method);
+        record.set_control(new.control);
         record.set_deadline(new.deadline);
         // Counted before anybody can find it, move it between the counts or end it.
         let server = slots.get(new.server);
@@ -98,6 +100,9 @@ impl<'a, F: FlowFamily> BucketGuard<'a, F> {
             }
         };
         self.remove_entry(id.index + 1);
+        if let Some(template) = record.control() {
+            self.table.templates.give_up_control(template);
+        }
         slots.get(server).connection_removed(last.is_active());
         self.table.alive.fetch_sub(1, Ordering::Relaxed);
         self.table.bury(view, epochs, id.index);

@@ -92,6 +92,7 @@ impl Worker {
             flags: Flags::INACTIVE,
             state: State::NONE,
             deadline,
+            control: None,
         };
         let index = guard.insert(&flow(port), new, slots, &mut self.view, epochs)?;
         assert_eq!(self.world.alive(port), 1, "a flow has two connections");

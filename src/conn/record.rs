@@ -10,11 +10,13 @@
 //! | 3 | real server, its port, forwarding method |
 //! | 4 | packets seen |
 //! | 5 | tick of the timer that answers for the record, whoever uses it: see `timer` |
-//! | 6 | once dead: epoch of its death, link of a free list. Nobody else writes it, so that a worker which is
-//!       late with a deadline or a count does no harm |
+//! | 6 | while alive: the template that controls it, written before it is published; once dead: epoch of its death,
+//!       link of a free list. Nobody else writes it, so that a worker which is late with a deadline or a count does no
+//!       harm |
 
 use std::marker::PhantomData;
 
+use crate::persistence::TemplateId;
 use crate::service::ServerId;
 use crate::sys::memory::atomic::{AtomicU64, Ordering};
 use crate::types::{ForwardingMethod, Instant};
@@ -194,6 +196,19 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
     pub(super) fn set_target(&self, server: ServerId, port: u16, method: ForwardingMethod) {
         let word = (method as u64) << 48 | u64::from(port) << 32 | u64::from(server.0);
         self.words[TARGET].store(word, Ordering::Relaxed);
+    }
+
+    /// The connection template that controls the connection. Only to be believed if the connection was alive, in one
+    /// and the same use of its record, before and after: where a change of the lifecycle that was read before has succeeded
+    /// since.
+    #[inline]
+    pub fn control(&self) -> Option<TemplateId> {
+        TemplateId::from_word(self.words[LINK].load(Ordering::Relaxed))
+    }
+
+    /// Names the template of a record that is not published yet.
+    pub(super) fn set_control(&self, control: Option<TemplateId>) {
+        self.words[LINK].store(control.map_or(0, TemplateId::to_word), Ordering::Relaxed);
     }
 
     /// Packets from the client so far.

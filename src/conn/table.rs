@@ -9,6 +9,7 @@
 use std::io;
 use std::marker::PhantomData;
 
+use crate::persistence::{TemplateId, Templates};
 use crate::service::{ServerId, ServerSlots};
 use crate::sys::memory::atomic::{AtomicU64, Ordering, spin_loop};
 use crate::sys::memory::{Words, prefetch};
@@ -66,6 +67,8 @@ pub struct NewConnection {
     pub state: State,
     /// When it ends unless a packet comes.
     pub deadline: Instant,
+    /// The template that controls it, which counts it already.
+    pub control: Option<TemplateId>,
 }
 
 /// There is no free record, overflow bucket or timer for another connection.
@@ -73,7 +76,7 @@ pub struct NewConnection {
 #[error("the connection table is full")]
 pub struct TableFull;
 
-/// The connections of one address family, shared by all workers.
+/// The connections of one address family with their templates, shared by all workers.
 #[derive(Debug)]
 pub struct Table<F: FlowFamily> {
     pub(super) key: HashKey,
@@ -86,6 +89,7 @@ pub struct Table<F: FlowFamily> {
     fresh: AtomicU64,
     pub(super) alive: AtomicU64,
     pub(super) timers: TimerPool,
+    pub(super) templates: Templates<F>,
     family: PhantomData<F>,
 }
 
@@ -105,7 +109,7 @@ impl Default for WorkerView {
 }
 
 impl<F: FlowFamily> Table<F> {
-    /// A table for `capacity` connections, shared by `workers` workers, with its secret.
+    /// A table for `capacity` connections and as many templates, shared by `workers` workers, with its secret.
     ///
     /// # Errors
     /// Out of memory.
@@ -125,6 +129,7 @@ impl<F: FlowFamily> Table<F> {
             fresh: AtomicU64::new(0),
             alive: AtomicU64::new(0),
             timers: TimerPool::new(capacity, workers)?,
+            templates: Templates::new(capacity, key)?,
             family: PhantomData,
         })
     }
@@ -134,7 +139,13 @@ impl<F: FlowFamily> Table<F> {
         self.capacity
     }
 
-    /// Bytes of memory that the table spans when it is full: buckets, records and timers.
+    /// The templates that control connections of this table.
+    #[inline]
+    pub fn templates(&self) -> &Templates<F> {
+        &self.templates
+    }
+
+    /// Bytes of memory that the table spans when it is full: buckets, records and timers; not its templates.
     pub fn memory(&self) -> usize {
         size_of_val(&*self.buckets)
             + size_of_val(&*self.records)
@@ -373,8 +384,8 @@ impl<F: FlowFamily> Table<F> {
     }
 
     /// Makes room: looks at a few records, from a place that `random` picks, and ends those that `may_go` gives up, at
-    /// most two. Says how many. Bounded work; takes no lock but that of the record's own bucket, so the caller must
-    /// hold none.
+    /// most two, with the templates that were made for them alone. Says how many. Bounded work; takes the lock of the
+    /// record's own bucket, then that of its template's shard, so the caller must hold none.
     pub fn evict(
         &self,
         random: u64,
@@ -395,7 +406,14 @@ impl<F: FlowFamily> Table<F> {
                 continue;
             }
             let id = ConnectionId { index: index as u32, generation: lifecycle.generation };
-            ended += usize::from(self.remove(id, slots, view, epochs));
+            let control = record.control();
+            if !self.remove(id, slots, view, epochs) {
+                continue;
+            }
+            if let Some(template) = control {
+                self.templates.drop_unassured(template, slots);
+            }
+            ended += 1;
             if ended == MOST {
                 break;
             }
@@ -441,6 +459,7 @@ mod tests {
             flags: Flags::INACTIVE,
             state: State::NONE,
             deadline,
+            control: None,
         }
     }
 

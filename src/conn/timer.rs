@@ -417,6 +417,7 @@ mod tests {
                 flags: Flags::INACTIVE,
                 state: State::NONE,
                 deadline,
+                control: None,
             };
             let guard = self.table.lock(self.table.hash(&key));
             let index = guard.insert(&key, new, &self.slots, &mut self.view, &self.epochs).unwrap();

@@ -107,7 +107,7 @@ pub const SETTINGS: [Setting; 35] = [
     Setting { name: "est_cpulist", default: Default::Empty, kind: Kind::Processors, support: Support::NotYet("placing the estimators") },
     not_yet("est_nice", 0, Kind::Range(-20, 19), "placing the estimators"),
     live("expire_nodest_conn", 0, SWITCH),
-    not_yet("expire_quiescent_template", 0, SWITCH, "ending the templates of quiescent servers"),
+    live("expire_quiescent_template", 0, SWITCH),
     not_yet("ignore_tunneled", 0, SWITCH, "sparing tunnelled packets"),
     live("lblc_expiration", 86_400, ANY),
     live("lblcr_expiration", 86_400, ANY),

@@ -40,6 +40,7 @@ impl Sources {
 struct Stats {
     frames: Frames,
     connections: Connections,
+    templates: Templates,
     host: Host,
     interfaces: Vec<Interface>,
     ports: Vec<Port>,
@@ -62,6 +63,13 @@ struct Connections {
     ipv4: u64,
     ipv6: u64,
     capacity: u32,
+}
+
+/// Connection templates; as many fit as connections.
+#[derive(Serialize)]
+struct Templates {
+    ipv4: u64,
+    ipv6: u64,
 }
 
 #[derive(Serialize)]
@@ -160,6 +168,7 @@ fn collect(sources: &Sources, shared: &Shared) -> Stats {
             ipv6: shared.ipv6.alive(),
             capacity: shared.ipv4.capacity(),
         },
+        templates: Templates { ipv4: shared.ipv4.templates().alive(), ipv6: shared.ipv6.templates().alive() },
         host: Host {
             delivered: sum(|report| report.host.delivered),
             not_ip: sum(|report| report.host.not_ip),
@@ -206,6 +215,8 @@ fn render(stats: &Stats) -> String {
     lines.add("connections IPv4", &stats.connections.ipv4);
     lines.add("connections IPv6", &stats.connections.ipv6);
     lines.add("connections capacity", &stats.connections.capacity);
+    lines.add("templates IPv4", &stats.templates.ipv4);
+    lines.add("templates IPv6", &stats.templates.ipv6);
     lines.add("host delivered", &stats.host.delivered);
     lines.add("host failed", &stats.host.failed);
     for Interface { interface, frames } in &stats.interfaces {

@@ -19,6 +19,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// End connections whose real server was removed, instead of dropping their packets.
     pub expire_nodest_conn: bool,
+    /// Templates whose real server has weight 0 count for nothing: their clients are scheduled anew.
+    pub expire_quiescent_template: bool,
     /// Which old connections a SYN on their ports replaces: 0 none, bit 0 those that have ended, bit 1 also
     /// those in FIN_WAIT whose replies are not seen.
     pub conn_reuse_mode: u8,
@@ -34,6 +36,7 @@ impl Default for Settings {
         Self {
             timeouts: Timeouts::default(),
             expire_nodest_conn: false,
+            expire_quiescent_template: false,
             conn_reuse_mode: 1,
             sloppy_tcp: false,
             drop_unknown_until: Instant::ZERO,

@@ -10,6 +10,7 @@ mod configuration;
 mod counters;
 mod fragments;
 mod held;
+mod persistent;
 mod pipeline;
 mod schedule;
 mod shared;
@@ -40,6 +41,8 @@ use pipeline::{Decision, Handled, Local, Locals, Next, Note, Pass};
 
 /// Most timer entries that a worker looks at between two batches.
 const TIMER_BUDGET: usize = 512;
+/// Most connection templates that a worker looks at between two batches.
+const TEMPLATE_BUDGET: usize = 128;
 
 /// A snapshot, at hand until another takes its place.
 type Snapshot<T> = Cache<ArcSnapshot<T>, Arc<T>>;
@@ -205,15 +208,19 @@ impl Director {
         let done = wheel.advance(table, slots, view, epochs, now, TIMER_BUDGET);
         // Another worker may need what this one has collected.
         let reclaimed = table.reclaim(view, epochs);
-        done && reclaimed
+        // After the connections: one that ends together with its template must not keep that.
+        let collected = table.templates().collect(slots, now, TEMPLATE_BUDGET);
+        done && reclaimed && collected
     }
 
     /// When [`tick`](Self::tick) should be called at the latest; `None` while nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
         let Locals { ipv4, ipv6 } = &self.locals;
+        let Shared { ipv4: table4, ipv6: table6, .. } = &*self.shared;
+        let templates = [table4.templates().next_deadline(), table6.templates().next_deadline()];
         let timers = [ipv4.wheel.next_deadline(), ipv6.wheel.next_deadline()];
         let waits = [self.held.next_deadline(), self.fragments.next_deadline()];
-        timers.into_iter().chain(waits).flatten().min()
+        timers.into_iter().chain(templates).chain(waits).flatten().min()
     }
 
     /// Whether frames wait for something outside, or that another worker may receive: then look at

@@ -5,10 +5,11 @@
 //! bucket's lock before anything is scheduled. Results do not depend on how frames are split into batches.
 
 use crate::conn::{
-    Connection, ConnectionId, Direction, Flags, FlowFamily, FlowKey, Hint, Ipv4, Ipv6, Lifecycle, State,
-    StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
+    Connection, ConnectionId, Direction, Flags, FlowKey, Hint, Ipv4, Ipv6, Lifecycle, State, StateTable,
+    Table, TcpEvent, Wheel, WorkerView, sctp,
 };
 use crate::fragment::Ticket;
+use crate::persistence::TemplateFamily;
 use crate::service::{ServerId, ServerSlot};
 use crate::sys::frames::FramePool;
 use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
@@ -51,7 +52,7 @@ pub(super) struct Locals {
 }
 
 /// A family as the pipeline needs it: where its table is, and a packet's key.
-pub(super) trait Handled: FlowFamily {
+pub(super) trait Handled: TemplateFamily {
     fn table(shared: &Shared) -> &Table<Self>;
     fn local(locals: &mut Locals) -> &mut Local;
     fn addresses(addresses: &Addresses) -> Self::Addresses;
@@ -244,7 +245,8 @@ impl Pass<'_> {
         let settings = &self.configuration.settings;
         if opens(packet, protocol) {
             let quiescent = settings.expire_nodest_conn && slot.weight() == 0;
-            if quiescent || self.is_reused(protocol, lifecycle) {
+            // What a template controls is not reused, however it ended.
+            if quiescent || (self.is_reused(protocol, lifecycle) && record.control().is_none()) {
                 self.end::<F>(ConnectionId { index, generation: lifecycle.generation });
                 return self.unknown::<F>(packet, protocol, key, hash);
             }
@@ -304,7 +306,11 @@ impl Pass<'_> {
             } else {
                 lifecycle.flags.with(Flags::INACTIVE)
             };
+            let control = record.control();
             if record.exchange(lifecycle, Lifecycle { state, flags, ..lifecycle }) {
+                if let Some(template) = control.filter(|_| assures(protocol, state)) {
+                    F::table(self.shared).templates().assure(template);
+                }
                 if active != lifecycle.is_active() {
                     self.shared.slots.get(record.server()).connection_moved(active);
                 }
@@ -335,6 +341,16 @@ fn opens(packet: &Parsed, protocol: Protocol) -> bool {
     match protocol {
         Protocol::Tcp => packet.tcp_flags & tcp_flags::SYN != 0,
         Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
+        Protocol::Udp => false,
+    }
+}
+
+/// Whether a connection that enters this state proves its template worth keeping. (UDP does by its first answer.)
+#[inline]
+pub(super) fn assures(protocol: Protocol, state: State) -> bool {
+    match protocol {
+        Protocol::Tcp => state == State::ESTABLISHED,
+        Protocol::Sctp => state == State::SCTP_ESTABLISHED,
         Protocol::Udp => false,
     }
 }

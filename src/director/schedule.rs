@@ -1,14 +1,15 @@
 //! A packet without a connection: whether it begins one, and with which real server.
 
 use crate::conn::{BucketGuard, Connection, ConnectionId, Flags, FlowKey, Lifecycle, NewConnection, State};
+use crate::persistence::TemplateId;
 use crate::scheduler::Flow;
 use crate::service::{FTP_DATA_PORT, RealServer, Service};
-use crate::types::{ForwardingMethod, Protocol, ServiceKey};
+use crate::types::{ForwardingMethod, Instant, Protocol, ServiceKey};
 use crate::wire::Parsed;
 use crate::wire::transport::tcp_flags;
 
 use super::configuration::Configuration;
-use super::pipeline::{Decision, Handled, Local, Pass, SCTP_INIT, next_state};
+use super::pipeline::{Decision, Handled, Local, Pass, SCTP_INIT, assures, next_state};
 use super::shared::Shared;
 use super::{DropReason, Verdict};
 
@@ -40,7 +41,12 @@ impl<'p> Pass<'p> {
                 Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
             }
             None => Decision::End(Verdict::ToHost),
-            Some(service) if begins => self.schedule::<F>(service, packet, protocol, key, hash),
+            Some(service) if begins => match &service.persistence {
+                None => self.schedule::<F>(service, packet, protocol, key, hash),
+                Some(persistence) => {
+                    self.schedule_persistent::<F>(service, persistence, packet, protocol, key, hash)
+                }
+            },
             Some(_) if recovers => Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart)),
             Some(_) => Decision::End(Verdict::ToHost),
         }
@@ -80,34 +86,45 @@ impl<'p> Pass<'p> {
     ) -> Decision {
         let shared = self.shared;
         let table = F::table(shared);
-        if table.is_nearly_full() {
-            self.make_room::<F>(hash);
-        }
+        self.see_to_room::<F>(hash);
         let mut chooser = service.chooser.lock();
         let bucket = table.lock(hash);
         if let Some(index) = bucket.find(key, self.now) {
             drop((bucket, chooser));
             return self.known_to_another::<F>(index, packet, protocol);
         }
-        let flow = Flow {
-            client: packet.addresses.source(),
-            client_port: packet.source_port,
-            destination: packet.addresses.destination(),
-            now: self.now,
-        };
-        let Some(server) = chooser.choose(&shared.slots, &flow) else {
+        let Some(server) = chooser.choose(&shared.slots, &flow_of(packet, self.now)) else {
             return Decision::End(Verdict::Drop(DropReason::NoRealServer));
         };
-        let made = self.make::<F>(&bucket, key, packet, protocol, server);
+        let made = self.make::<F>(&bucket, key, packet, protocol, server, None);
         drop((bucket, chooser));
+        self.conclude(service, packet, server, made)
+    }
+
+    /// Counts the connection that was made, if it was.
+    pub(super) fn conclude(
+        &self,
+        service: &Service,
+        packet: &Parsed,
+        server: RealServer,
+        made: bool,
+    ) -> Decision {
         if !made {
             return Decision::End(Verdict::Drop(DropReason::ConnectionTableFull));
         }
         let traffic = &self.counters.traffic;
         traffic.server(server.id).connection();
         traffic.service(service.id).connection();
-        self.count(server.id, shared.slots.get(server.id), packet);
+        self.count(server.id, self.shared.slots.get(server.id), packet);
         Decision::Forward(server.id, server.method)
+    }
+
+    /// Makes room in a table that is nearly full. The caller holds no lock.
+    #[inline]
+    pub(super) fn see_to_room<F: Handled>(&mut self, random: u64) {
+        if F::table(self.shared).is_nearly_full() {
+            self.make_room::<F>(random);
+        }
     }
 
     /// Ends some connections that never came to anything, so that a flood pushes out its own kind before those that
@@ -135,7 +152,12 @@ impl<'p> Pass<'p> {
 
     /// The connection that another worker made since the look-up.
     #[cold]
-    fn known_to_another<F: Handled>(&mut self, index: u32, packet: &Parsed, protocol: Protocol) -> Decision {
+    pub(super) fn known_to_another<F: Handled>(
+        &mut self,
+        index: u32,
+        packet: &Parsed,
+        protocol: Protocol,
+    ) -> Decision {
         let record = F::table(self.shared).record(index);
         let server = record.server();
         self.count(server, self.shared.slots.get(server), packet);
@@ -144,14 +166,16 @@ impl<'p> Pass<'p> {
         Decision::Forward(server, record.target().1)
     }
 
-    /// Makes the connection of a packet and files its timer; says false where there is no room.
-    fn make<F: Handled>(
+    /// Makes the connection of a packet and files its timer; says false where there is no room. A template counts it
+    /// already, and no longer if it was not made.
+    pub(super) fn make<F: Handled>(
         &mut self,
         bucket: &BucketGuard<'_, F>,
         key: &FlowKey<F>,
         packet: &Parsed,
         protocol: Protocol,
         server: RealServer,
+        control: Option<TemplateId>,
     ) -> bool {
         let Shared { slots, epochs, .. } = self.shared;
         let Local { view, wheel } = F::local(self.locals);
@@ -173,9 +197,16 @@ impl<'p> Pass<'p> {
             ForwardingMethod::Masquerading if server.port != 0 => server.port,
             _ => packet.destination_port,
         };
-        let new = NewConnection { server: server.id, port, method: server.method, flags, state, deadline };
-        let Ok(index) = bucket.insert(key, new, slots, view, epochs) else { return false };
+        let RealServer { id: server, method, .. } = server;
+        let new = NewConnection { server, port, method, flags, state, deadline, control };
         let table = F::table(self.shared);
+        let Ok(index) = bucket.insert(key, new, slots, view, epochs) else {
+            control.into_iter().for_each(|template| table.templates().give_up_control(template));
+            return false;
+        };
+        if let Some(template) = control.filter(|_| assures(protocol, state)) {
+            table.templates().assure(template);
+        }
         table.record(index).count_packet();
         if wheel.file(table, index, deadline) {
             return true;
@@ -186,13 +217,24 @@ impl<'p> Pass<'p> {
     }
 }
 
-/// Whether a service without persistence schedules a packet that was found to be its own: not FTP's data, in either
-/// direction, and no other port's (`ip_vs_schedule`).
+/// What a scheduler is told of a packet.
+#[inline]
+pub(super) fn flow_of(packet: &Parsed, now: Instant) -> Flow {
+    Flow {
+        client: packet.addresses.source(),
+        client_port: packet.source_port,
+        destination: packet.addresses.destination(),
+        now,
+    }
+}
+
+/// Whether a service schedules a packet that was found to be its own: never FTP's active data, and without persistence no
+/// other port than its own, such as that of FTP's passive data (`ip_vs_schedule`).
 #[inline]
 fn may_be_scheduled(service: &Service, packet: &Parsed) -> bool {
     let own_port = match service.key {
         ServiceKey::Address { port, .. } => port == packet.destination_port,
         ServiceKey::Mark { .. } => true,
     };
-    own_port && packet.source_port != FTP_DATA_PORT
+    (own_port || service.persistence.is_some()) && packet.source_port != FTP_DATA_PORT
 }

@@ -17,7 +17,7 @@ use super::pipeline::Decision;
 /// How large a director is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Connections of each address family.
+    /// Connections of each address family, and as many connection templates.
     pub connections: u32,
     /// Real servers over all services.
     pub servers: usize,
@@ -25,11 +25,30 @@ pub struct Capacity {
     pub workers: usize,
 }
 
-/// Where a walk over both tables stands; the default is the beginning.
+/// Records at a time of a walk.
+const STEP: u32 = 4096;
+
+/// Where a walk over both tables stands, connections first and then templates in each; the default is the beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Walk {
-    ipv6: bool,
-    next: u32,
+    /// In the table of IPv6.
+    pub ipv6: bool,
+    /// Among its templates.
+    pub templates: bool,
+    /// The next record.
+    pub next: u32,
+}
+
+impl Walk {
+    /// Goes on at record `next`, or at the end of these records with what comes after; `None` once there is nothing.
+    pub fn advanced(self, next: Option<u32>) -> Option<Self> {
+        match (next, self) {
+            (Some(next), _) => Some(Self { next, ..self }),
+            (None, Self { templates: false, ipv6, .. }) => Some(Self { ipv6, templates: true, next: 0 }),
+            (None, Self { ipv6: false, .. }) => Some(Self { ipv6: true, ..Self::default() }),
+            (None, _) => None,
+        }
+    }
 }
 
 impl Default for Capacity {
@@ -128,46 +147,48 @@ impl Shared {
             .fold(Traffic::default(), |sum, counters| sum + counters.traffic.server(id).read())
     }
 
-    /// Goes on ending the connections whose real server was removed (`expire_nodest_conn` wants it so), a bounded number
-    /// of records further. Says where to go on next time, `None` at the end.
+    /// Goes on ending the connections whose real server was removed (`expire_nodest_conn` wants it so), and templates
+    /// that are left without any, a bounded number of records further. Says where to go on next time, `None` at the end.
     pub fn end_orphans(&self, walk: Walk, views: &mut [WorkerView; 2], now: Instant) -> Option<Walk> {
-        let next = if walk.ipv6 {
-            self.end_orphans_of(&self.ipv6, walk.next, &mut views[1], now)
-        } else {
-            self.end_orphans_of(&self.ipv4, walk.next, &mut views[0], now)
-        };
-        match next {
-            Some(next) => Some(Walk { next, ..walk }),
-            None if !walk.ipv6 => Some(Walk { ipv6: true, next: 0 }),
-            None => None,
+        /// A million records: some milliseconds.
+        const STEPS: u32 = 256;
+        let mut found = Vec::with_capacity(STEP as usize);
+        let mut walk = Some(walk);
+        for _ in 0..STEPS {
+            let at = walk?;
+            let Self { ipv4, ipv6, slots, .. } = self;
+            walk = at.advanced(match at {
+                Walk { ipv6: false, templates: false, next } => {
+                    self.end_orphans_of(ipv4, next, &mut views[0], &mut found, now)
+                }
+                Walk { ipv6: true, templates: false, next } => {
+                    self.end_orphans_of(ipv6, next, &mut views[1], &mut found, now)
+                }
+                Walk { ipv6: false, next, .. } => ipv4.templates().end_orphans(next, STEP, slots),
+                Walk { next, .. } => ipv6.templates().end_orphans(next, STEP, slots),
+            });
         }
+        walk
     }
 
+    /// One step among the connections of a family; `found` is room for what is noted before it is ended.
     fn end_orphans_of<F: crate::conn::FlowFamily>(
         &self,
         table: &Table<F>,
         start: u32,
         view: &mut WorkerView,
+        found: &mut Vec<ConnectionId>,
         now: Instant,
     ) -> Option<u32> {
-        /// Records at a time: what is found is noted before it is ended.
-        const STEP: u32 = 4096;
-        /// A million records: some milliseconds.
-        const STEPS: u32 = 256;
-        let mut next = Some(start);
-        let mut found = Vec::with_capacity(STEP as usize);
-        for _ in 0..STEPS {
-            let Some(start) = next else { break };
-            next = table.visit(start, STEP, now, |index, lifecycle, record| {
-                if !self.slots.get(record.server()).is_available() {
-                    found.push(ConnectionId { index, generation: lifecycle.generation });
-                }
-            });
-            for id in found.drain(..) {
-                table.remove(id, &self.slots, view, &self.epochs);
+        let next = table.visit(start, STEP, now, |index, lifecycle, record| {
+            if !self.slots.get(record.server()).is_available() {
+                found.push(ConnectionId { index, generation: lifecycle.generation });
             }
-            table.give_back(view, &self.epochs);
+        });
+        for id in found.drain(..) {
+            table.remove(id, &self.slots, view, &self.epochs);
         }
+        table.give_back(view, &self.epochs);
         next
     }
 }

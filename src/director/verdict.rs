@@ -71,6 +71,8 @@ drop_reasons! {
     TooBig = "too-big",
     /// No free connection record, bucket or timer.
     ConnectionTableFull = "connection-table-full",
+    /// No room for the connection template of a new client, and none that could give way.
+    TemplateTableFull = "template-table-full",
     /// The frame's chunk has no room for the new headers.
     NoRoom = "no-room",
     /// The kernel has no route to the real server.

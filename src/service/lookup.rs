@@ -118,7 +118,8 @@ mod tests {
     fn service(protocol: Protocol, port: u16) -> Arc<Service> {
         let key = ServiceKey::Address { protocol, address: "10.0.0.1".parse().unwrap(), port };
         let chooser = Chooser::new(scheduler::create("rr", 0, crate::types::HashKey::new([5, 6])).unwrap());
-        Arc::new(Service { id: ServiceId(u32::from(port)), key, chooser: Arc::new(Mutex::new(chooser)) })
+        let chooser = Arc::new(Mutex::new(chooser));
+        Arc::new(Service { id: ServiceId(u32::from(port)), key, chooser, persistence: None })
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::persistence::Persistence;
 use crate::scheduler::{Choice, Flow, Lifetimes, Scheduler};
 use crate::types::{ForwardingMethod, ServiceKey};
 
@@ -50,6 +51,8 @@ pub struct Service {
     pub key: ServiceKey,
     /// Its real servers and who picks among them. Outlives edits of the service.
     pub chooser: Arc<Mutex<Chooser>>,
+    /// Clients stay with their real server, if and how.
+    pub persistence: Option<Persistence>,
 }
 
 /// A service's real servers, and the scheduler that picks among them.

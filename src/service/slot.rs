@@ -1,9 +1,11 @@
 //! Slots: what connections share with the real server that they go to.
 
-use crate::sys::memory::atomic::{AtomicU32, Ordering};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::sys::memory::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::types::ForwardingMethod;
 
-use super::ServiceId;
+use super::{RealServer, ServiceId};
 
 /// Most real servers at a time, over all services, those whose connections outlive them included.
 pub const MAX_REAL_SERVERS: usize = 65_536;
@@ -35,7 +37,12 @@ pub struct ServerSlot {
     lower_threshold: AtomicU32,
     service: AtomicU32,
     method: AtomicU32,
+    /// Set when the address is IPv4's; the port.
+    endpoint: AtomicU32,
+    address: [AtomicU64; 2],
 }
+
+const ENDPOINT_IPV4: u32 = 1 << 16;
 
 /// A count as its readers see it. Two workers that move one connection to and fro, each of them once it has changed the
 /// connection's state, may count in the other order: for that moment a count is one below zero, as a wrapped number.
@@ -77,6 +84,7 @@ impl ServerSlot {
     }
 
     /// Connection templates.
+    #[inline]
     pub fn persistent(&self) -> u32 {
         self.persistent.load(Ordering::Relaxed)
     }
@@ -141,6 +149,29 @@ impl ServerSlot {
         self.method.store(method as u32, Ordering::Relaxed);
     }
 
+    /// Says where the real server is, before anybody is sent there: it never changes while the slot is in use.
+    pub fn set_endpoint(&self, address: IpAddr, port: u16) {
+        let (bits, family) = match address {
+            IpAddr::V4(address) => (u128::from(u32::from(address)), ENDPOINT_IPV4),
+            IpAddr::V6(address) => (u128::from(address), 0),
+        };
+        self.address[0].store((bits >> 64) as u64, Ordering::Relaxed);
+        self.address[1].store(bits as u64, Ordering::Relaxed);
+        self.endpoint.store(family | u32::from(port), Ordering::Relaxed);
+    }
+
+    /// The real server of this slot, `id`, as its service's scheduler would list it.
+    pub fn real_server(&self, id: ServerId) -> RealServer {
+        let endpoint = self.endpoint.load(Ordering::Relaxed);
+        let [high, low] = [0, 1].map(|word: usize| self.address[word].load(Ordering::Relaxed));
+        let address = if endpoint & ENDPOINT_IPV4 != 0 {
+            IpAddr::from((low as u32).to_be_bytes())
+        } else {
+            Ipv6Addr::from(u128::from(high) << 64 | u128::from(low)).into()
+        };
+        RealServer { id, address, port: endpoint as u16, method: self.method() }
+    }
+
     /// Prepares the slot for a new real server of `service`.
     pub fn assign(&self, service: ServiceId) {
         for count in [&self.active, &self.inactive, &self.persistent, &self.overloaded] {
@@ -186,6 +217,22 @@ impl ServerSlot {
     pub fn connection_removed(&self, was_active: bool) {
         let count = if was_active { &self.active } else { &self.inactive };
         count.fetch_sub(1, Ordering::Relaxed);
+        self.relieve();
+    }
+
+    /// Counts a new connection template, which is no load.
+    pub fn template_added(&self) {
+        self.persistent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Forgets a connection template (`ip_vs_unbind_dest`).
+    pub fn template_removed(&self) {
+        self.persistent.fetch_sub(1, Ordering::Relaxed);
+        self.relieve();
+    }
+
+    /// Ends an overload that is over.
+    fn relieve(&self) {
         if !self.is_overloaded() {
             return;
         }
@@ -267,6 +314,30 @@ mod tests {
         slot.reassign(ServiceId(2));
         slot.set_weight(0);
         assert_eq!(slot.last_weight(), 0);
+    }
+
+    #[test]
+    fn a_slot_knows_where_its_real_server_is() {
+        let slot = ServerSlot::default();
+        for (address, port) in [("10.88.2.11", 80), ("fd88::11", 65535), ("::ffff:10.0.0.1", 0)] {
+            let address = address.parse().unwrap();
+            slot.set_endpoint(address, port);
+            slot.set_method(ForwardingMethod::DirectRouting);
+            let method = ForwardingMethod::DirectRouting;
+            assert_eq!(slot.real_server(ServerId(7)), RealServer { id: ServerId(7), address, port, method });
+        }
+        assert_eq!(size_of::<ServerSlot>(), 64, "a cache line");
+    }
+
+    #[test]
+    fn templates_keep_a_slot_in_use_but_are_no_load() {
+        let slot = ServerSlot::default();
+        slot.set_thresholds(1, 0);
+        slot.template_added();
+        assert!(!slot.is_overloaded());
+        assert_eq!((slot.persistent(), slot.overhead(), slot.connections()), (1, 0, 1));
+        slot.template_removed();
+        assert_eq!(slot.connections(), 0);
     }
 
     #[test]

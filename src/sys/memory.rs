@@ -4,12 +4,15 @@ use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// The one place where atomics come from, so that a model checker can put its own in: with `--cfg uvs_shuttle`, tests
-/// run on those of the crate `shuttle`, which try many interleavings of threads.
+/// The one place where atomics and the tables' locks come from, so that a model checker can put its own in: with
+/// `--cfg uvs_shuttle`, tests run on those of the crate `shuttle`, which try many interleavings of threads.
 pub mod atomic {
+    #[cfg(not(all(test, uvs_shuttle)))]
+    pub use parking_lot::{Mutex, MutexGuard};
     #[cfg(all(test, uvs_shuttle))]
     pub use shuttle::{
         hint::spin_loop,
+        sync::MutexGuard,
         sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     };
     #[cfg(not(all(test, uvs_shuttle)))]
@@ -17,6 +20,31 @@ pub mod atomic {
         hint::spin_loop,
         sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     };
+    #[cfg(all(test, uvs_shuttle))]
+    pub use with_shuttle::Mutex;
+
+    #[cfg(all(test, uvs_shuttle))]
+    mod with_shuttle {
+        use std::sync::PoisonError;
+
+        use super::MutexGuard;
+
+        /// A model checker's mutex with the methods of parking_lot's.
+        #[derive(Debug)]
+        pub struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+        impl<T> Mutex<T> {
+            /// Unlocked, around `value`.
+            pub fn new(value: T) -> Self {
+                Self(shuttle::sync::Mutex::new(value))
+            }
+
+            /// Waits until nobody has it.
+            pub fn lock(&self) -> MutexGuard<'_, T> {
+                self.0.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        }
+    }
 }
 
 /// The mutex to go with these atomics: a lock that several workers may wait for.

@@ -12,7 +12,9 @@ use uvs::wire::build::Transport;
 use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use uvs::wire::{Outcome, parse};
 
-use crate::director::{Bench, EMPTY, MARKED, NO_SERVICE, SCHEDULED, UNREACHABLE, UNRESOLVED, packet};
+use crate::director::{
+    Bench, EMPTY, MARKED, NO_SERVICE, PERSISTENT, SCHEDULED, UNREACHABLE, UNRESOLVED, packet,
+};
 
 const CLIENTS: u16 = 500;
 
@@ -65,6 +67,10 @@ fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     kinds.push(("mid-connection, unknown", frames(CLIENTS..2 * CLIENTS, port, ACK)));
     kinds.push(("by mark", frames(0..CLIENTS, MARKED, SYN)));
     kinds.push(("by mark, datagrams", datagrams(0..CLIENTS, MARKED)));
+    kinds.push(("new clients of a persistent service", frames(0..CLIENTS, PERSISTENT, SYN)));
+    kinds.push(("known clients of a persistent service", datagrams(0..CLIENTS, PERSISTENT)));
+    kinds.push(("the same on other ports", frames(CLIENTS..CLIENTS + 1, PERSISTENT, SYN)));
+    kinds.push(("connections under templates", frames(0..CLIENTS, PERSISTENT, ACK)));
     kinds.push(("no service", frames(0..CLIENTS, NO_SERVICE, SYN)));
     kinds.push(("no server", frames(0..100, EMPTY, SYN)));
     kinds.push(("no server, datagrams", datagrams(0..100, EMPTY)));
@@ -175,6 +181,44 @@ fn time_that_passes_allocates_nothing() {
     let alive = bench.director.shared().ipv4.alive();
     assert_eq!(count, 0, "the ends of {two} connections of each family");
     assert_eq!(alive, 0);
+}
+
+#[test]
+fn templates_come_and_go_without_allocating() {
+    let mut bench = Bench::new(20_000);
+    allocations(&mut bench, &[packet(false, 60_000, Transport::tcp_with(1, PERSISTENT, SYN)).frame()]);
+    let alive = |bench: &Bench| bench.director.shared().ipv4.templates().alive();
+    let (first, second) = (frames(0..CLIENTS, PERSISTENT, SYN), frames(0..CLIENTS, PERSISTENT, ACK));
+    assert_eq!(allocations(&mut bench, &first), 0);
+    assert_eq!(allocations(&mut bench, &second), 0);
+    assert_eq!(alive(&bench), u64::from(CLIENTS) + 1);
+    let (count, ()) = CountingAllocator::count(|| {
+        // Put off again and again until the established connections end, after 15 minutes.
+        for _ in 0..1000 {
+            bench.now += Duration::from_secs(1);
+            while !bench.tick() {}
+        }
+    });
+    assert_eq!((count, alive(&bench)), (0, 0));
+}
+
+/// Far more clients than templates fit.
+#[test]
+fn a_full_table_of_templates_allocates_nothing() {
+    let mut bench = Bench::new(100);
+    bench.run(&frames(0..1, PERSISTENT, SYN), 64);
+    let pairs: Vec<Vec<u8>> = (0..1000_u16)
+        .flat_map(|client| {
+            [frames(client..client + 1, PERSISTENT, SYN), frames(client..client + 1, PERSISTENT, ACK)]
+                .concat()
+        })
+        .collect();
+    assert_eq!(allocations(&mut bench, &pairs), 0);
+    let counts = bench.director.frame_counts();
+    let refused = [DropReason::ConnectionTableFull, DropReason::TemplateTableFull];
+    assert!(refused.iter().any(|&reason| counts.dropped_for(reason) > 0), "{counts:?}");
+    assert!(bench.director.shared().ipv4.templates().alive() <= 100);
+    assert!(counts.is_conserved(), "{counts:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use uvs::director::{
     BATCH_SIZE, Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared, Verdict,
 };
 use uvs::forward::{NextHop, NextHopError};
+use uvs::persistence::{ClientMask, Persistence};
 use uvs::scheduler;
 use uvs::service::marks::{MarkRule, MarkRules, MarkTarget, PortMatch, PortSide, RuleCounters};
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
@@ -28,7 +29,8 @@ const SERVERS: u32 = 4;
 const CHUNKS: u32 = 1536;
 
 /// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
-/// known, one whose servers cannot be reached, one without servers, one that has a service by mark.
+/// known, one whose servers cannot be reached, one without servers, one that has a service by mark, and one that is
+/// persistent.
 #[rustfmt::skip]
 pub(crate) const SCHEDULED: [(&str, u16); 14] = [
     ("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83), ("lc", 84), ("lblc", 85), ("lblcr", 86), ("dh", 87), ("sed", 88),
@@ -37,7 +39,11 @@ pub(crate) const SCHEDULED: [(&str, u16); 14] = [
 pub(crate) const UNRESOLVED: u16 = 90;
 pub(crate) const UNREACHABLE: u16 = 91;
 pub(crate) const EMPTY: u16 = 92;
-pub(crate) const MARKED: u16 = 93;
+pub(crate) const MARKED: u16 = 97;
+/// A service whose clients stay with their server.
+pub(crate) const PERSISTENT: u16 = 98;
+/// How long they do after their last connection.
+pub(crate) const PERSISTENCE: Duration = Duration::from_secs(30);
 pub(crate) const NO_SERVICE: u16 = 99;
 
 pub(crate) struct Bench {
@@ -71,7 +77,7 @@ impl Bench {
         let mut ids = 0..;
         for address in [IpAddr::from(VIP), IpAddr::from(VIP6)] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let special = [("rr", UNRESOLVED), ("rr", UNREACHABLE), ("rr", EMPTY)];
+                let special = [("rr", UNRESOLVED), ("rr", UNREACHABLE), ("rr", EMPTY), ("rr", PERSISTENT)];
                 for (scheduler, port) in SCHEDULED.into_iter().chain(special) {
                     let key = ServiceKey::Address { protocol, address, port };
                     let id = ServiceId(ids.next().unwrap());
@@ -126,7 +132,9 @@ impl Bench {
             let method = ForwardingMethod::DirectRouting;
             chooser.add(&shared.slots, RealServer { id: server, address, port, method });
         }
-        Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }
+        let sticky = Persistence { timeout: PERSISTENCE, mask: ClientMask::ALL };
+        let persistence = (port == PERSISTENT).then_some(sticky);
+        Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence }
     }
 
     fn publish(&self) {

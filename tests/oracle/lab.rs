@@ -189,6 +189,7 @@ impl Lab {
             "ipvsadm" => return self.ipvsadm(words, b""),
             // An operator's script changes the program's name.
             "iptables-legacy" => return self.mark(words),
+            "ip6tables-legacy" => return self.mark(&format!("-6 {words}")),
             "sleep" => self.sleep(words.parse().unwrap_or_else(|_| panic!("'{line}'"))),
             "sysctl" => {
                 let setting = words.strip_prefix("-qw ").and_then(|setting| setting.split_once('='));
@@ -198,6 +199,8 @@ impl Lab {
                     return Outcome { stderr: format!("{error}\n"), status: 255, ..Outcome::default() };
                 }
             }
+            // A module of the kernel's, for FTP behind NAT.
+            "$(cat" if line == "$(cat /proc/sys/kernel/modprobe) ip_vs_ftp" => {}
             "echo" if words == "$?" => {
                 return Outcome { stdout: format!("{last}\n"), ..Outcome::default() };
             }

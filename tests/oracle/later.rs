@@ -74,21 +74,6 @@ pub(crate) const CASES: &[Later] = &[
             "v6-udp-tun",
         ],
     ),
-    (
-        "persistence",
-        Refused("persistence (-p)"),
-        &[
-            "persist-expiry",
-            "persist-fwmark",
-            "v6-persist-fwmark",
-            "persist-ftp-21",
-            "persist-pcc",
-            "persist-ppc",
-            "v6-persist-pcc",
-            "v6-persist-ppc",
-            "v6-persist-prefix",
-        ],
-    ),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     (
@@ -108,8 +93,6 @@ pub(crate) const SEQUENCES: &[Later] = &[];
 /// for want of a feature.
 pub(crate) const ERRORS: &[(&str, &str)] = &[
     ("ipvsadm -a -t 10.88.0.103:80 -r 10.88.2.12:99 -m", "NAT (-m)"),
-    ("ipvsadm -A -u 10.88.7.3:0 -s rr -p", "persistence (-p)"),
-    ("ipvsadm -A -t 10.88.7.5:80 -s rr -p 60 -M 255.0.255.0", "persistence (-p)"),
     ("ipvsadm -a -t 10.88.0.100:80 -r [fd88::11]:80 -i", "tunnelling (-i)"),
     ("ipvsadm -a -t [fd88::100]:80 -r 10.88.2.11:80 -i", "tunnelling (-i)"),
     ("ipvsadm -A -t 10.88.7.11:80 -s rr --pe sip", "the persistence engine 'sip' (--pe)"),

@@ -26,6 +26,8 @@ const REUSE_ENDED: u8 = 4;
 const REUSE_FIN_WAIT: u8 = 8;
 const DROP_UNKNOWN: u8 = 16;
 const SMALL: u8 = 32;
+const PERSISTENT: u8 = 64;
+const EXPIRE_QUIESCENT: u8 = 128;
 
 /// Templates, as the first byte of a frame has them.
 const TCP: u8 = 0;
@@ -152,5 +154,23 @@ pub(crate) fn all() -> BTreeMap<String, Vec<u8>> {
     add("patched-data-offset", plain().patched(TCP, 1, SYN, &[(46, 0xf0)]));
     add("raw-arp", plain().raw(&[&[0xff; 6][..], &[2, 0, 0, 0, 1, 1, 8, 6], &[0; 28]].concat()));
     add("raw-cut-off", plain().raw(&[2, 0, 0, 0, 1, 254, 2, 0, 0, 0, 1, 1, 8]).raw(&[]));
+    let sticky = |settings| Scenario::new(REUSE_ENDED | PERSISTENT | settings, 3);
+    let neighbours = (0..12).fold(sticky(0), |scenario, client| scenario.frame(TCP, client, SYN));
+    add("persistent-clients", (0..12).fold(neighbours, |scenario, client| scenario.frame(TCP6, client, SYN)));
+    // Put off while it controls a connection, used again, and over.
+    let postponed = sticky(0).frame(TCP, 1, SYN).frame(TCP, 1, ACK).wait(16).frame(TCP, 0, SYN).wait(16);
+    add("persistent-postponed", postponed.wait(20).frame(TCP, 1, SYN));
+    add("persistent-ended-connection", sticky(0).connection(TCP, 1).frame(TCP, 1, RST).frame(TCP, 1, SYN));
+    let quiescent = sticky(EXPIRE_QUIESCENT).frame(TCP, 1, SYN).change_all(0).frame(TCP, 0, SYN);
+    add("persistent-quiescent", quiescent.change_all(WEIGHT).frame(TCP, 1, SYN).frame(TCP, 0, SYN));
+    let removed = sticky(EXPIRE_NODEST).frame(TCP, 1, SYN).change(2, REMOVED).frame(TCP, 1, ACK);
+    add("persistent-removed", removed.frame(TCP, 1, SYN).frame(TCP, 0, SYN));
+    let flood = |flags| {
+        (0..16).fold(sticky(SMALL), |scenario, client| {
+            scenario.frame(TCP, client, SYN).frame(TCP, client, flags).frame(UDP, client, 0)
+        })
+    };
+    add("persistent-table-full", flood(SYN).frame(TCP, 1, SYN).wait(17).frame(TCP, 1, SYN));
+    add("persistent-table-full-of-assured", flood(ACK).frame(TCP, 1, SYN).wait(17).frame(TCP, 1, SYN));
     seeds
 }

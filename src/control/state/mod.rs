@@ -26,7 +26,7 @@ use super::listing;
 use super::settings::SettingValue;
 
 pub use marks::MarkSteering;
-pub use report::{Connections, Cursor};
+pub use report::Connections;
 
 use ids::Ids;
 use rates::Estimator;
@@ -72,6 +72,8 @@ struct ServiceEntry {
     spec: ServiceSpec,
     servers: Vec<ServerEntry>,
     meter: Meter,
+    /// Packets to other ports than its own may be its: it is, or was, a persistent service of FTP.
+    takes_data: bool,
 }
 
 /// A configured real server. Those of a service are kept in the order of their scheduler's list.
@@ -93,6 +95,8 @@ struct TrashedServer {
     entry: ServerEntry,
     key: ServiceKey,
     service: ServiceId,
+    /// As its service.
+    takes_data: bool,
     idle_since: Option<Instant>,
 }
 
@@ -200,9 +204,12 @@ impl State {
     pub fn steered(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
         let gone =
             self.trash.values().filter(|trashed| self.shared.slots.get(trashed.entry.id).connections() > 0);
-        let keys = self.by_key.keys().copied().chain(gone.map(|trashed| trashed.key));
-        keys.filter_map(|key| match key {
-            ServiceKey::Address { protocol, address, port } => Some((protocol, address, port)),
+        let present = self.services.values().map(|entry| (entry.service.key, entry.takes_data));
+        let all = present.chain(gone.map(|trashed| (trashed.key, trashed.takes_data)));
+        all.filter_map(|(key, takes_data)| match key {
+            ServiceKey::Address { protocol, address, port } => {
+                Some((protocol, address, if takes_data { 0 } else { port }))
+            }
             ServiceKey::Mark { .. } => None,
         })
         .collect()

@@ -8,15 +8,10 @@ use super::State;
 use crate::conn::{FlowFamily, Table};
 use crate::control::error::ControlError;
 use crate::control::listing::{ConnectionRow, ServerRow, ServiceRow, Timeouts};
+use crate::director::{Shared, Walk};
+use crate::persistence::{Templates, Walked};
 use crate::service::ServerId;
 use crate::types::{Instant, Protocol, ServiceKey};
-
-/// Where a listing of connections goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cursor {
-    ipv6: bool,
-    next: u32,
-}
 
 /// Records looked at for one chunk of a listing.
 const CHUNK: u32 = 4096;
@@ -83,7 +78,7 @@ impl State {
         Connections {
             shared: Arc::clone(&self.shared),
             servers: self.wanted().collect(),
-            cursor: Some(Cursor::default()),
+            walk: Some(Walk::default()),
         }
     }
 
@@ -97,34 +92,57 @@ impl State {
     }
 }
 
-/// A walk over all connections, in chunks.
+/// A walk over all connections and templates, in chunks.
 #[derive(Debug)]
 pub struct Connections {
-    shared: Arc<crate::director::Shared>,
+    shared: Arc<Shared>,
     servers: HashMap<ServerId, IpAddr>,
-    cursor: Option<Cursor>,
+    walk: Option<Walk>,
 }
 
 impl Connections {
     /// The next rows, perhaps none of them; `None` at the end.
     pub fn next_chunk(&mut self, now: Instant) -> Option<Vec<ConnectionRow>> {
-        let Cursor { ipv6, next } = self.cursor?;
+        let walk = self.walk?;
+        let Shared { ipv4, ipv6, .. } = &*self.shared;
+        let next = |rows: &mut Vec<ConnectionRow>| match walk {
+            Walk { ipv6: false, templates: false, next } => connections(ipv4, &self.servers, next, now, rows),
+            Walk { ipv6: true, templates: false, next } => connections(ipv6, &self.servers, next, now, rows),
+            Walk { ipv6: false, next, .. } => templates(ipv4.templates(), &self.servers, next, now, rows),
+            Walk { next, .. } => templates(ipv6.templates(), &self.servers, next, now, rows),
+        };
         let mut rows = Vec::new();
-        let next = if ipv6 {
-            collect(&self.shared.ipv6, &self.servers, next, now, &mut rows)
-        } else {
-            collect(&self.shared.ipv4, &self.servers, next, now, &mut rows)
-        };
-        self.cursor = match next {
-            Some(next) => Some(Cursor { ipv6, next }),
-            None if !ipv6 => Some(Cursor { ipv6: true, next: 0 }),
-            None => None,
-        };
+        self.walk = walk.advanced(next(&mut rows));
         Some(rows)
     }
 }
 
-fn collect<F: FlowFamily>(
+fn templates<F: FlowFamily>(
+    templates: &Templates<F>,
+    servers: &HashMap<ServerId, IpAddr>,
+    start: u32,
+    now: Instant,
+    rows: &mut Vec<ConnectionRow>,
+) -> Option<u32> {
+    templates.visit(start, CHUNK, now, |template| {
+        rows.extend(servers.get(&template.server).map(|server| template_row(&template, *server)));
+    })
+}
+
+fn template_row(template: &Walked, server: IpAddr) -> ConnectionRow {
+    let Walked { protocol, client, service, server_port, remaining, assured, .. } = *template;
+    ConnectionRow {
+        protocol: Protocol::from_number(protocol),
+        expires: remaining.as_secs(),
+        state: if assured { "ASSURED" } else { "NONE" }.to_owned(),
+        client: (client, 0),
+        service,
+        server: (server, server_port),
+        engine: None,
+    }
+}
+
+fn connections<F: FlowFamily>(
     table: &Table<F>,
     servers: &HashMap<ServerId, IpAddr>,
     start: u32,

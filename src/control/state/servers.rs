@@ -77,7 +77,9 @@ impl State {
         service: ServiceId,
     ) -> Result<ServerEntry, ControlError> {
         let id = ServerId(self.server_ids.allocate().ok_or(ControlError::NoMemory)?);
-        self.shared.slots.get(id).assign(service);
+        let slot = self.shared.slots.get(id);
+        slot.assign(service);
+        slot.set_endpoint(address, port);
         let meter = Meter::new(self.shared.server_traffic(id));
         Ok(ServerEntry { id, address, port, spec: ServerSpec::default(), meter })
     }
@@ -128,15 +130,21 @@ impl State {
         let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
         let place = entry.servers.iter().position(|server| (server.address, server.port) == (address, port));
         let server = entry.servers.remove(place.ok_or(ControlError::NoSuchServer)?);
-        let id = entry.service.id;
+        let service = (entry.service.id, entry.takes_data);
         entry.service.chooser.lock().remove(&shared.slots, server.id);
-        self.discard(server, *key, id, now);
+        self.discard(server, *key, service, now);
         Ok(())
     }
 
-    /// Into the trash with a removed real server (`__ip_vs_del_dest`). Its connections stay until they end, or are
-    /// ended soon where `expire_nodest_conn` says so (`expire_nodest_conn_work`).
-    pub(super) fn discard(&mut self, entry: ServerEntry, key: ServiceKey, service: ServiceId, now: Instant) {
+    /// Into the trash with a removed real server (`__ip_vs_del_dest`); `takes_data` is its service's. Its connections and
+    /// templates stay until they end, or are ended soon where `expire_nodest_conn` says so (`expire_nodest_conn_work`).
+    pub(super) fn discard(
+        &mut self,
+        entry: ServerEntry,
+        key: ServiceKey,
+        (service, takes_data): (ServiceId, bool),
+        now: Instant,
+    ) {
         let slot = self.shared.slots.get(entry.id);
         slot.set_available(false);
         let idle = slot.connections() == 0;
@@ -144,7 +152,8 @@ impl State {
         self.version += 1;
         self.use_service(service);
         let place = (key, entry.address, entry.port);
-        self.trash.insert(place, TrashedServer { entry, key, service, idle_since: idle.then_some(now) });
+        let idle_since = idle.then_some(now);
+        self.trash.insert(place, TrashedServer { entry, key, service, takes_data, idle_since });
     }
 
     /// Forgets removed real servers that have been idle long enough.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Meter, ServiceEntry, State};
-use crate::control::command::ServiceSpec;
+use crate::control::command::{Netmask, ServiceSpec};
 use crate::control::error::ControlError;
 use crate::control::settings::{Setting, SettingValue, Support};
+use crate::persistence::{ClientMask, Persistence};
 use crate::scheduler::{self, Lifetimes, Scheduler};
-use crate::service::{Chooser, Service, ServiceId};
-use crate::types::{Duration, HashKey, Instant, ServiceKey};
+use crate::service::{Chooser, FTP_PORT, Service, ServiceId};
+use crate::types::{Duration, HashKey, Instant, Protocol, ServiceKey};
 
 /// Refuses what is not built yet, in words.
 fn check(spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, ControlError> {
@@ -22,13 +23,25 @@ fn check(spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, Cont
         Some(_) => return Err(ControlError::NoScheduler),
         None => (),
     }
-    if spec.persistence.is_some() {
-        return refuse("persistence (-p)");
-    }
     if spec.one_packet {
         return refuse("one-packet scheduling (-o)");
     }
     Ok(scheduler)
+}
+
+/// What `-p` and `-M` say.
+fn persistence(spec: &ServiceSpec) -> Option<Persistence> {
+    let mask = match spec.netmask {
+        Netmask::V4(mask) => ClientMask::ipv4(mask),
+        Netmask::V6(length) => ClientMask::ipv6(length),
+    };
+    spec.persistence.map(|seconds| Persistence { timeout: Duration::from_secs(seconds.into()), mask })
+}
+
+/// Whether packets to other ports than its own may be the service's: the data of a persistent FTP service.
+fn takes_data(key: &ServiceKey, spec: &ServiceSpec) -> bool {
+    let is_ftp = matches!(key, ServiceKey::Address { protocol: Protocol::Tcp, port: FTP_PORT, .. });
+    is_ftp && spec.persistence.is_some()
 }
 
 impl State {
@@ -56,20 +69,21 @@ impl State {
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
         self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
-        let service = Arc::new(Service { id, key, chooser });
+        let service = Arc::new(Service { id, key, chooser, persistence: persistence(spec) });
         self.configuration.services.insert(Arc::clone(&service));
         self.changed = true;
         self.version += 1;
         let meter = Meter::new(self.shared.service_traffic(id));
         self.added += 1;
         self.by_key.insert(key, self.added);
-        let entry = ServiceEntry { service, spec: spec.clone(), servers: Vec::new(), meter };
+        let takes_data = takes_data(&key, spec);
+        let entry = ServiceEntry { service, spec: spec.clone(), servers: Vec::new(), meter, takes_data };
         self.services.insert(self.added, entry);
         Ok(())
     }
 
-    /// Sets everything about a service anew; its real servers and connections stay. A scheduler of the same name and
-    /// flags goes on where it was (`ip_vs_edit_service`).
+    /// Sets everything about a service anew; its real servers, connections and templates stay as they are. A scheduler of
+    /// the same name and flags goes on where it was (`ip_vs_edit_service`).
     pub(super) fn edit_service(&mut self, key: ServiceKey, spec: &ServiceSpec) -> Result<(), ControlError> {
         let shared = Arc::clone(&self.shared);
         self.entry(&key).ok_or(ControlError::NoSuchService)?;
@@ -79,6 +93,19 @@ impl State {
             entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);
         }
         entry.spec = spec.clone();
+        let persistence = persistence(spec);
+        if entry.service.persistence == persistence {
+            return Ok(());
+        }
+        // Data connections may outlive the persistence.
+        let steers_more = takes_data(&key, spec) && !entry.takes_data;
+        entry.takes_data |= steers_more;
+        let Service { id, ref chooser, .. } = *entry.service;
+        entry.service = Arc::new(Service { id, key, chooser: Arc::clone(chooser), persistence });
+        let service = Arc::clone(&entry.service);
+        self.configuration.services.insert(service);
+        self.changed = true;
+        self.version += u64::from(steers_more);
         Ok(())
     }
 
@@ -91,7 +118,7 @@ impl State {
         let id = entry.service.id;
         entry.service.chooser.lock().clear(&self.shared.slots);
         for server in entry.servers {
-            self.discard(server, *key, id, now);
+            self.discard(server, *key, (id, entry.takes_data), now);
         }
         self.release_service(id);
         Ok(())
@@ -168,6 +195,7 @@ impl State {
             match setting.name {
                 "conn_reuse_mode" => settings.conn_reuse_mode = *number as u8,
                 "expire_nodest_conn" => settings.expire_nodest_conn = *number != 0,
+                "expire_quiescent_template" => settings.expire_quiescent_template = *number != 0,
                 "sloppy_tcp" => settings.sloppy_tcp = *number != 0,
                 // Not the packet path's: the schedulers are told below.
                 "lblc_expiration" | "lblcr_expiration" => (),

@@ -1,7 +1,7 @@
 //! The state as commands change it, without a packet in sight.
 
 use super::*;
-use crate::control::command::{ServerSpec, ServiceSpec};
+use crate::control::command::{Netmask, ServerSpec, ServiceSpec};
 use crate::director::Capacity;
 use crate::types::{Family, ForwardingMethod, HashKey};
 
@@ -67,7 +67,6 @@ fn flow(bench: &Bench, seconds: u64) -> crate::scheduler::Flow {
 fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let mut bench = Bench::new(8);
     bench.add_service(80).unwrap();
-    let mark = ServiceKey::Mark { family: Family::V4, mark: 7 };
     let method = |method| Command::AddServer {
         key: key(80),
         address: server(1),
@@ -78,8 +77,6 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let rows = [
         (method(ForwardingMethod::Masquerading), "NAT (-m)"),
         (method(ForwardingMethod::Tunnel), "tunnelling (-i)"),
-        (service(mark, ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
-        (service(key(81), ServiceSpec { persistence: Some(300), ..rr() }), "persistence (-p)"),
         (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
         (
             service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
@@ -367,6 +364,7 @@ fn connections_of_removed_servers_are_ended_where_a_setting_says_so() {
             flags: Flags::INACTIVE,
             state: crate::conn::State::NONE,
             deadline: Instant::ZERO + Duration::from_secs(900),
+            control: None,
         };
         let (table, slots, epochs) = (&bench.shared.ipv4, &bench.shared.slots, &bench.shared.epochs);
         table.lock(table.hash(&key)).insert(&key, new, slots, &mut WorkerView::default(), epochs).unwrap();
@@ -375,6 +373,126 @@ fn connections_of_removed_servers_are_ended_where_a_setting_says_so() {
     (0..4).for_each(|_| _ = bench.pass(0));
     let counts = [first, second].map(|id| bench.shared.slots.get(id).connections());
     assert_eq!((counts, bench.shared.ipv4.alive()), ([0, 1], 1));
+}
+
+fn persistent(seconds: u32) -> ServiceSpec {
+    ServiceSpec { persistence: Some(seconds), ..rr() }
+}
+
+/// Makes a template, of any key, that leads to a server.
+fn make_template(bench: &Bench, addresses: u64, protocol: u8, port: u16, server: ServerId) {
+    use crate::conn::FlowKey;
+    use crate::persistence::NewTemplate;
+    let key = FlowKey::new([addresses], protocol, 0, port);
+    let new = NewTemplate { server, port, timeout: Duration::from_secs(90) };
+    let mut shard = bench.shared.ipv4.templates().lock(&key);
+    shard.insert(&key, new, &bench.shared.slots, bench.now).unwrap();
+}
+
+#[test]
+fn persistence_is_taken_over_in_place() {
+    let mut bench = Bench::new(8);
+    bench.run(Command::AddService { key: key(80), spec: persistent(300) }).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    let served = |bench: &mut Bench| {
+        bench.state.publish();
+        let configuration = bench.shared.configuration.load();
+        let service = Arc::clone(configuration.services.get(&key(80)).unwrap());
+        (service.id, service.persistence.map(|persistence| persistence.timeout.as_secs()), service)
+    };
+    let (id, timeout, before) = served(&mut bench);
+    assert_eq!(timeout, Some(300));
+    bench.run(Command::EditService { key: key(80), spec: persistent(100) }).unwrap();
+    let (same, timeout, after) = served(&mut bench);
+    assert_eq!((same, timeout), (id, Some(100)));
+    assert!(Arc::ptr_eq(&before.chooser, &after.chooser), "its servers and its scheduler's turn");
+    let mask = ServiceSpec { netmask: Netmask::V4([255, 255, 0, 0].into()), ..persistent(100) };
+    bench.run(Command::EditService { key: key(80), spec: mask }).unwrap();
+    assert_ne!(served(&mut bench).2.persistence, after.persistence);
+    bench.run(Command::EditService { key: key(80), spec: rr() }).unwrap();
+    assert_eq!(served(&mut bench).1, None);
+    assert_eq!(bench.state.services(None).unwrap()[0].servers.len(), 1);
+}
+
+#[test]
+fn persistent_ftp_is_steered_here_with_all_ports() {
+    let mut bench = Bench::new(8);
+    bench.run(Command::AddService { key: key(21), spec: rr() }).unwrap();
+    let steered =
+        |bench: &Bench| bench.state.steered().into_iter().map(|(_, _, port)| port).collect::<Vec<_>>();
+    assert_eq!(steered(&bench), [21]);
+    let before = bench.state.version();
+    bench.run(Command::EditService { key: key(21), spec: persistent(300) }).unwrap();
+    assert_eq!(steered(&bench), [0]);
+    assert_ne!(bench.state.version(), before, "the steering has to hear of it");
+    bench.add_server(21, 1, 1).unwrap();
+    bench.shared.slots.get(bench.id(1)).connection_added();
+    bench.run(Command::EditService { key: key(21), spec: rr() }).unwrap();
+    assert_eq!(steered(&bench), [0], "data connections may be left");
+    bench.run(Command::Flush).unwrap();
+    assert_eq!(steered(&bench), [0]);
+    bench.shared.slots.get(ServerId(0)).connection_removed(false);
+    bench.pass(1);
+    assert!(steered(&bench).is_empty());
+}
+
+#[test]
+fn templates_are_listed_as_the_kernel_lists_them() {
+    use crate::control::listing::{Labels, connection_row};
+    let mut bench = Bench::new(8);
+    bench.run(Command::AddService { key: key(80), spec: persistent(90) }).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    let client = 0x0a58_8001_u64 << 32;
+    make_template(&bench, client | 0x0a58_0064, 6, 80, bench.id(1));
+    make_template(&bench, client | 7, 0, 0, bench.id(1));
+    let listed = |bench: &Bench| {
+        let mut walk = bench.state.connections();
+        let mut lines = Vec::new();
+        while let Some(rows) = walk.next_chunk(bench.now) {
+            lines.extend(rows.iter().map(|row| connection_row(row, false, &Labels::numeric())));
+        }
+        lines.sort();
+        lines
+    };
+    let expected = [
+        "IP  01:30  NONE        10.88.128.1:0      0.0.0.7:0          10.88.2.1:0\n",
+        "TCP 01:30  NONE        10.88.128.1:0      10.88.0.100:80     10.88.2.1:80\n",
+    ];
+    assert_eq!(listed(&bench), expected);
+    assert_eq!(bench.state.services(None).unwrap()[0].servers[0].persistent, 2);
+    let flow = crate::conn::FlowKey::new([client | 0x0a58_0064], 6, 0, 80);
+    let mut shard = bench.shared.ipv4.templates().lock(&flow);
+    let found = shard.find(&flow, &bench.shared.slots, bench.now).unwrap();
+    shard.invalidate(found.id);
+    drop(shard);
+    let invalid = "TCP 01:30  NONE        10.88.128.1:0      10.88.0.100:65535  10.88.2.1:65535\n";
+    assert_eq!(listed(&bench), [expected[0], invalid]);
+}
+
+#[test]
+fn templates_keep_a_removed_server_unless_a_setting_ends_them() {
+    for (expire, waits) in [("0", true), ("1", false)] {
+        let mut bench = Bench::new(8);
+        bench.state.set("expire_nodest_conn", expire).unwrap();
+        bench.run(Command::AddService { key: key(80), spec: persistent(90) }).unwrap();
+        bench.add_server(80, 1, 1).unwrap();
+        let id = bench.id(1);
+        make_template(&bench, 1, 6, 80, id);
+        bench.delete_server(80, 1).unwrap();
+        (0..6).for_each(|_| _ = bench.pass(0));
+        assert_eq!(bench.shared.slots.get(id).persistent() == 1, waits);
+        bench.pass(200);
+        assert_eq!(bench.state.wanted().count() == 1, waits, "in the trash");
+    }
+}
+
+#[test]
+fn quiescent_templates_expire_where_a_setting_says_so() {
+    let mut bench = Bench::new(8);
+    assert_eq!(bench.state.get("expire_quiescent_template"), Ok(SettingValue::Number(0)));
+    bench.state.set("expire_quiescent_template", "1").unwrap();
+    bench.state.publish();
+    assert!(bench.shared.configuration.load().settings.expire_quiescent_template);
 }
 
 #[test]

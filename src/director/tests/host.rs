@@ -41,7 +41,8 @@ fn ftp_data_is_the_hosts() {
     let mut lab = Lab::new(1);
     let former = &lab.services[0];
     let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 21 };
-    lab.services.push(Arc::new(Service { id: ServiceId(9), key, chooser: Arc::clone(&former.chooser) }));
+    let chooser = Arc::clone(&former.chooser);
+    lab.services.push(Arc::new(Service { id: ServiceId(9), key, chooser, persistence: None }));
     lab.publish();
     let to = |source, port| build().transport(segment(source, port, SYN)).frame();
     assert_eq!(lab.one(to(4000, 21)).verdict, Verdict::Transmit(INSIDE));

@@ -21,7 +21,12 @@ impl Lab {
         let (address, method) = (IpAddr::from([10, 88, 2, 19]), ForwardingMethod::DirectRouting);
         chooser.add(&self.shared().slots, RealServer { id: server, address, port: 0, method });
         let key = ServiceKey::Mark { family, mark: MARK };
-        self.services.push(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
+        self.services.push(Arc::new(Service {
+            id,
+            key,
+            persistence: None,
+            chooser: Arc::new(Mutex::new(chooser)),
+        }));
         let counters: Vec<Arc<RuleCounters>> = rules.iter().map(|_| Arc::default()).collect();
         self.marks = MarkRules::new(rules.iter().zip(&counters), &[]);
         self.publish();

@@ -6,6 +6,7 @@ mod forwarding;
 mod fragments;
 mod host;
 mod marks;
+mod persistence;
 mod splits;
 mod states;
 mod ways;
@@ -108,7 +109,12 @@ impl Lab {
                 chooser.add(&shared.slots, RealServer { id: server, address, port, method });
             }
             let key = ServiceKey::Address { protocol, address: vip, port };
-            services.push(Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)) }));
+            services.push(Arc::new(Service {
+                id,
+                key,
+                chooser: Arc::new(Mutex::new(chooser)),
+                persistence: None,
+            }));
         }
         let mut lab = Self {
             director: Director::new(shared, 0),
