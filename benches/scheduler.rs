@@ -27,7 +27,7 @@ fn servers(count: u32) -> (Vec<RealServer>, ServerSlots) {
         let slot = slots.get(id);
         slot.assign(ServiceId(0));
         slot.set_weight(100 + number % 7);
-        for _ in 0..number * 37 % 101 {
+        for _ in 0..1 + number * 37 % 100 {
             slot.connection_added();
             slot.connection_moved(true);
         }
