@@ -37,7 +37,7 @@ pub(crate) const SCHEDULED: [(&str, u16); 14] = [
 pub(crate) const UNRESOLVED: u16 = 90;
 pub(crate) const UNREACHABLE: u16 = 91;
 pub(crate) const EMPTY: u16 = 92;
-pub(crate) const MARKED: u16 = 93;
+pub(crate) const MARKED: u16 = 97;
 pub(crate) const NO_SERVICE: u16 = 99;
 
 pub(crate) struct Bench {
