@@ -95,3 +95,12 @@ fn after_a_restart_what_was_marked_is_dropped_and_the_hosts_own_is_not() {
         assert_eq!(lab.one(to_port(22, ACK)).verdict, others, "{destination:?}");
     }
 }
+
+#[test]
+fn after_a_restart_what_is_left_out_of_everything_is_the_hosts() {
+    let mut lab = Lab::new(2);
+    lab.settings.drop_unknown_until = lab.now + Duration::from_secs(60);
+    // All but the virtual address: steered here is all.
+    lab.add_marks(Family::V4, &[rule(AddressMatch::prefix(VIP.into(), 32, true), 8080)]);
+    assert_eq!(lab.one(to_port(22, ACK)).verdict, Verdict::ToHost);
+}

@@ -148,7 +148,9 @@ impl MarkRules {
     pub fn bring(&self, packet: &Parsed) -> bool {
         let (rules, _, destination) = self.of(packet);
         rules.iter().any(|rule| {
-            rule.has_network && rule.protocol.holds(packet.protocol) && rule.destination.holds(destination)
+            // Of the opposite of a network everything is steered.
+            let in_network = rule.destination.inverted || rule.destination.holds(destination);
+            rule.has_network && in_network && rule.protocol.holds(packet.protocol)
         })
     }
 }
