@@ -4,6 +4,7 @@ mod load;
 mod notes;
 mod oracle;
 mod restart;
+mod sticky;
 mod trouble;
 
 #[path = "../support/mod.rs"]
