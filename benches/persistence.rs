@@ -210,13 +210,16 @@ impl Setup {
     }
 }
 
+/// What is measured, the port of its service, and the client of each turn.
+type Row = (&'static str, u16, fn(u64) -> u64);
+
 fn connections(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("persistent-connection");
     group.throughput(Throughput::Elements(1));
     // Half of the clients that fit come again and again. New ones stay for a thousand seconds, 16 times as long as their
     // half-open connection: so many would not fit, and give way to the next.
     let known: fn(u64) -> u64 = |number| scattered(number % u64::from(TEMPLATES / 2));
-    let rows: [(&str, u16, fn(u64) -> u64); 3] = [
+    let rows: [Row; 3] = [
         ("without-persistence", PLAIN_PORT, known),
         ("known-client", STICKY_PORT, known),
         ("new-client", STICKY_PORT, scattered),

@@ -78,3 +78,36 @@ fn raw_sockets() {
 fn the_best_is_taken_unasked() {
     half_and_half(&[], "xdp-native-copy");
 }
+
+/// Each client's answers all from one real server, and its template in the listing; `service` as a template names it.
+fn clients_stick(arguments: &[&str], protocol: &str, service: &str) {
+    if !is_root() {
+        return;
+    }
+    let output = lab(&[&["--requests", "40", "--persistent"], arguments].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let all = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{all}");
+    assert_eq!((number(&text, "node1"), number(&text, "node2")), (Some(20), Some(20)), "{all}");
+    for client in 17..=20 {
+        let client = format!("192.168.20.{client}");
+        let line = text.lines().find(|line| line.contains(&format!("client {client}:"))).expect("a client");
+        let node = line.split_whitespace().nth(2).unwrap();
+        assert_eq!(line.split_once(": ").unwrap().1, format!("{node} 10"), "{all}");
+        let server = if node == "node1" { "192.168.50.22:" } else { "192.168.50.23:" };
+        let template = text.lines().find(|line| line.contains(&format!(" {client}:0 "))).expect("a template");
+        let words: Vec<&str> = template.split_whitespace().collect();
+        assert_eq!((words[0], words[2], words[4]), (protocol, "ASSURED", service), "{all}");
+        assert!(words[5].starts_with(server), "{all}");
+    }
+}
+
+#[test]
+fn sticky_clients() {
+    clients_stick(&[], "TCP", "192.168.50.100:80");
+}
+
+#[test]
+fn sticky_clients_of_a_mark() {
+    clients_stick(&["--mark", "7"], "IP", "0.0.0.7:0");
+}

@@ -20,7 +20,7 @@ use super::namespace::Namespace;
 use super::place::Place;
 use crate::types::{MacAddress, Prefix};
 
-/// The client's address.
+/// The client's address; those of more clients follow it, in the same namespace.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 17);
 /// The router's address on the client's side, the client's gateway.
 pub const ROUTER_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 50);
@@ -34,6 +34,8 @@ pub const VIRTUAL: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 100);
 pub const PORT: u16 = 80;
 /// Most real servers.
 pub const MAX_SERVERS: u8 = 16;
+/// Most clients.
+pub const MAX_CLIENTS: u8 = 16;
 /// The director's interface, inside its namespace.
 pub const DIRECTOR_INTERFACE: &str = "eth0";
 
@@ -75,6 +77,12 @@ pub struct Topology {
     pub real_servers: Vec<RealServer>,
 }
 
+/// The address of client `index`, counted from 0: .17, .18 and so on.
+pub fn client_address(index: u8) -> Ipv4Addr {
+    let [a, b, c, first] = CLIENT.octets();
+    Ipv4Addr::new(a, b, c, first + index.min(MAX_CLIENTS - 1))
+}
+
 /// The address of real server `index`, counted from 0: .22, .23 and so on, past the director's.
 pub fn real_server_address(index: u8) -> Ipv4Addr {
     let last = 22 + index;
@@ -103,9 +111,11 @@ fn everything() -> Prefix {
 }
 
 impl Topology {
-    /// Builds the network with `servers` real servers (at most [`MAX_SERVERS`]) that already serve.
+    /// Builds the network with `clients` clients (at most [`MAX_CLIENTS`]) and `servers` real servers (at most
+    /// [`MAX_SERVERS`]) that already serve.
     pub(super) fn build(
         place: &Place,
+        clients: u8,
         servers: u8,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Self, LabError> {
@@ -113,7 +123,7 @@ impl Topology {
         let switch = host(place, "switch")?;
         switch.add_bridge(BRIDGE, MacAddress([0x02, 0x01, 0, 0, 0, 1]))?;
         switch.set_up(BRIDGE, true)?;
-        let (client, router) = client_and_router(place, &switch)?;
+        let (client, router) = client_and_router(place, &switch, clients)?;
         check()?;
         let director = host(place, "director")?;
         plug(&switch, "director", &director, DIRECTOR_INTERFACE, DIRECTOR)?;
@@ -186,13 +196,19 @@ fn plug(
     Ok(())
 }
 
-fn client_and_router(place: &Place, switch: &Namespace) -> Result<(Namespace, Namespace), LabError> {
+fn client_and_router(
+    place: &Place,
+    switch: &Namespace,
+    clients: u8,
+) -> Result<(Namespace, Namespace), LabError> {
     let (client, router) = (host(place, "client")?, host(place, "router")?);
     add_veth(
         &VethEnd { namespace: &client, name: "eth0", mac: mac(CLIENT), queues: QUEUES },
         &VethEnd { namespace: &router, name: "eth0", mac: mac(ROUTER_OUTSIDE), queues: QUEUES },
     )?;
-    client.add_address("eth0", network(CLIENT))?;
+    for index in 0..clients.clamp(1, MAX_CLIENTS) {
+        client.add_address("eth0", network(client_address(index)))?;
+    }
     client.set_up("eth0", true)?;
     router.add_address("eth0", network(ROUTER_OUTSIDE))?;
     router.set_up("eth0", true)?;
@@ -237,9 +253,12 @@ mod tests {
     #[test]
     fn no_two_hosts_share_an_address() {
         let mut addresses: HashSet<_> =
-            [CLIENT, ROUTER_OUTSIDE, ROUTER_INSIDE, DIRECTOR, VIRTUAL].into_iter().collect();
+            [ROUTER_OUTSIDE, ROUTER_INSIDE, DIRECTOR, VIRTUAL].into_iter().collect();
         for index in 0..MAX_SERVERS {
             assert!(addresses.insert(real_server_address(index)), "{index}");
+        }
+        for index in 0..MAX_CLIENTS {
+            assert!(addresses.insert(client_address(index)), "{index}");
         }
         assert_eq!(real_server_address(0), Ipv4Addr::new(192, 168, 50, 22));
         assert_eq!(real_server_address(1), Ipv4Addr::new(192, 168, 50, 23));
@@ -260,7 +279,7 @@ mod tests {
             return;
         }
         let place = Place::claim().unwrap();
-        let topology = Topology::build(&place, 3, &|| false).unwrap();
+        let topology = Topology::build(&place, 1, 3, &|| false).unwrap();
         let timeout = Duration::from_secs(10);
         for server in &topology.real_servers {
             let address = SocketAddr::from((server.address, PORT));
@@ -286,7 +305,7 @@ mod tests {
             return;
         }
         let place = Place::claim().unwrap();
-        let topology = Topology::build(&place, 1, &|| false).unwrap();
+        let topology = Topology::build(&place, 1, 1, &|| false).unwrap();
         let paths: Vec<PathBuf> =
             topology.namespaces().map(|(_, namespace)| namespace.path().to_owned()).collect();
         let directory = place.file("");
@@ -296,7 +315,7 @@ mod tests {
 
         let place = Place::claim().unwrap();
         let prefix = place.namespace("");
-        assert!(matches!(Topology::build(&place, 1, &|| true), Err(LabError::Interrupted)));
+        assert!(matches!(Topology::build(&place, 1, 1, &|| true), Err(LabError::Interrupted)));
         let left = std::fs::read_dir(crate::lab::NAMESPACES)
             .unwrap()
             .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(&prefix))

@@ -6,6 +6,7 @@ mod marks;
 mod notes;
 mod oracle;
 mod restart;
+mod sticky;
 mod trouble;
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,5 @@
-//! The clusters of the field notes: a client, a router, the director, two real servers that run nginx.
+//! The clusters of the field notes: a client, a router, the director, real servers that run nginx and, where a test
+//! wants them, sshd and vsftpd.
 
 use std::net::SocketAddr;
 
@@ -30,6 +31,8 @@ pub(crate) struct Layout {
     director: u8,
     /// The router's last octet.
     router: u8,
+    /// The real servers' last octets: `rs1`, `rs2` and so on.
+    servers: &'static [u8],
 }
 
 /// Note 001: one network for all, the virtual address in it.
@@ -40,6 +43,7 @@ pub(crate) const ONE_ARM: Layout = Layout {
     servers_network: "192.168.50",
     director: 31,
     router: 50,
+    servers: &[22, 23],
 };
 /// Clients' side and servers' side apart.
 pub(crate) const TWO_ARMS: Layout = Layout { servers_network: "192.168.60", ..ONE_ARM };
@@ -51,6 +55,34 @@ pub(crate) const FOREIGN_VIP: Layout = Layout {
     servers_network: "192.168.118",
     director: 10,
     router: 1,
+    servers: &[22, 23],
+};
+/// Note 000.
+pub(crate) const MARKED: Layout = Layout {
+    vip: "172.16.4.1",
+    network: "172.16.4",
+    servers_network: "172.16.4",
+    servers: &[101, 102],
+    ..ONE_ARM
+};
+/// Note 002, where its commands name three real servers.
+pub(crate) const THREE_SERVERS: Layout =
+    Layout { network: "192.168.1", servers_network: "192.168.1", servers: &[2, 3, 4], ..FOREIGN_VIP };
+/// Note 003.
+pub(crate) const HIGHLY_AVAILABLE: Layout = Layout {
+    vip: "172.16.200.1",
+    network: "172.16.100",
+    servers_network: "172.16.100",
+    servers: &[7, 8],
+    ..FOREIGN_VIP
+};
+/// Note 004.
+pub(crate) const SHOP: Layout = Layout {
+    vip: "192.168.0.1",
+    network: "192.168.1",
+    servers_network: "192.168.1",
+    servers: &[2, 3],
+    ..FOREIGN_VIP
 };
 
 /// A cluster without its director's program.
@@ -71,23 +103,25 @@ impl Cluster {
     pub(crate) fn with_queues(layout: Layout, queues: u32) -> Self {
         let mut cluster = Self { servers: Vec::new(), site: Site::new(), layout };
         cluster.build(queues);
-        for number in [1, 2] {
+        for number in cluster.numbers() {
             cluster.set_up_server(number);
             let server = cluster.serve(number);
             cluster.servers.push(server);
         }
-        for number in [1, 2] {
-            let address: SocketAddr = format!("{}:{PLAIN_PORT}", cluster.server(number)).parse().unwrap();
-            cluster.site.inside(&format!("rs{number}"), || {
-                wait_for("nginx answers", || std::net::TcpStream::connect(address).is_ok());
-            });
+        for number in cluster.numbers() {
+            cluster.wait_for_port(number, PLAIN_PORT);
         }
         cluster
     }
 
+    /// The real servers' numbers, from 1.
+    pub(crate) fn numbers(&self) -> std::ops::RangeInclusive<u8> {
+        1..=self.layout.servers.len() as u8
+    }
+
     /// A real server's address.
     pub(crate) fn server(&self, number: u8) -> String {
-        format!("{}.{}", self.layout.servers_network, 21 + number)
+        format!("{}.{}", self.layout.servers_network, self.layout.servers[usize::from(number) - 1])
     }
 
     /// The director's own address.
@@ -106,19 +140,18 @@ impl Cluster {
 
     fn build(&mut self, queues: u32) {
         let site = &mut self.site;
-        ["client", "router", "director", "rs1", "rs2", "switch"].iter().for_each(|name| site.add(name));
+        let names = (1..=self.layout.servers.len()).map(|number| format!("rs{number}"));
+        let names: Vec<String> = names.collect();
+        let hosts = ["client", "router", "director", "switch"];
+        hosts.into_iter().chain(names.iter().map(String::as_str)).for_each(|name| site.add(name));
         let two_arms = self.layout.network != self.layout.servers_network;
         let site = &self.site;
         let Layout { network, servers_network, director, router, vip, vip_length, .. } = self.layout;
         site.run("switch", "ip link add front type bridge && ip link add back type bridge").ok();
         let back = if two_arms { "back" } else { "front" };
         site.join(("client", "eth0"), ("router", "eth0"), 1);
-        let mut plugs = vec![
-            ("router", "eth1", "front"),
-            ("director", "eth0", "front"),
-            ("rs1", "eth0", back),
-            ("rs2", "eth0", back),
-        ];
+        let mut plugs = vec![("router", "eth1", "front"), ("director", "eth0", "front")];
+        plugs.extend(names.iter().map(|name| (name.as_str(), "eth0", back)));
         if two_arms {
             plugs.extend([("router", "eth2", back), ("director", "eth1", back)]);
         }
@@ -216,12 +249,14 @@ http {{
     {temporary}
     server {{
         listen 80 backlog=4096;
+        add_header X-Node node{number} always;
         return 301 https://$host$request_uri;
     }}
     server {{
         listen 443 ssl;
         ssl_certificate {place}/certificate.pem;
         ssl_certificate_key {place}/key.pem;
+        add_header X-Node node{number};
         location / {{ return 200 \"node{number}\\n\"; }}
     }}
     server {{
@@ -239,6 +274,54 @@ http {{
             "nginx",
             ["-e", log.to_str().unwrap(), "-p", directory.to_str().unwrap(), "-c", file.to_str().unwrap()],
         )
+    }
+
+    /// sshd on a real server, whose greeting names the server.
+    pub(crate) fn serve_ssh(&self, number: u8) -> Process {
+        let place = self.site.path(&format!("sshd{number}"));
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        let key = place.join("key");
+        let namespace = format!("rs{number}");
+        self.site.run(&namespace, &format!("ssh-keygen -q -t ed25519 -N '' -f {}", key.display())).ok();
+        let text = format!(
+            "Port 22\nHostKey {}\nPidFile none\nVersionAddendum node{number}\nUsePAM no\nMaxStartups 100\n",
+            key.display()
+        );
+        let file = self.site.write(&format!("sshd{number}/sshd_config"), &text);
+        let server =
+            self.site.start(&namespace, "/usr/sbin/sshd", ["-D", "-e", "-f", file.to_str().unwrap()]);
+        self.wait_for_port(number, 22);
+        server
+    }
+
+    /// vsftpd on a real server, for passive transfers by the virtual address, with a file `node` that names the server.
+    pub(crate) fn serve_ftp(&self, number: u8) -> Process {
+        let root = self.site.path(&format!("ftp{number}"));
+        let empty = self.site.path(&format!("ftp{number}.empty"));
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::create_dir_all(&empty).unwrap();
+        std::fs::write(root.join("node"), format!("node{number}\n")).unwrap();
+        let text = format!(
+            "listen=YES\nbackground=NO\nanonymous_enable=YES\nlocal_enable=NO\nno_anon_password=YES\n\
+             anon_root={}\nsecure_chroot_dir={}\npasv_enable=YES\npasv_address={}\nseccomp_sandbox=NO\n\
+             connect_from_port_20=YES\nxferlog_enable=NO\n",
+            root.display(),
+            empty.display(),
+            self.layout.vip
+        );
+        let file = self.site.write(&format!("vsftpd{number}.conf"), &text);
+        let namespace = format!("rs{number}");
+        let server = self.site.start(&namespace, "/usr/sbin/vsftpd", [file.to_str().unwrap()]);
+        self.wait_for_port(number, 21);
+        server
+    }
+
+    fn wait_for_port(&self, number: u8, port: u16) {
+        let address: SocketAddr = format!("{}:{port}", self.server(number)).parse().unwrap();
+        self.site.inside(&format!("rs{number}"), || {
+            wait_for("the server listens", || std::net::TcpStream::connect(address).is_ok());
+        });
     }
 
     /// Rules for the plain port, round robin over both servers, as `ipvsadm-restore` takes them.

@@ -325,7 +325,8 @@ fn templates_are_assured_by_connections_that_get_somewhere() {
 /// Each way in which a connection ends counts it off: the template ends in its time.
 #[test]
 fn whatever_ends_a_connection_its_template_knows() {
-    let ends: [(&str, fn(&mut Lab)); 4] = [
+    type End = (&'static str, fn(&mut Lab));
+    let ends: [End; 4] = [
         ("its timer", |lab| lab.pass(seconds(61))),
         ("its server's removal", |lab| {
             lab.remove(3);

@@ -1,8 +1,10 @@
 //! A small HTTP client: one request, one connection, one deadline.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::{invalid, read_head};
 
@@ -63,7 +65,34 @@ fn timed_out(error: io::Error) -> io::Error {
 /// No connection, no answer in time, or one that is not HTTP or over 1 MiB.
 pub fn get(address: SocketAddr, host: &str, path: &str, timeout: Duration) -> io::Result<Response> {
     let deadline = Instant::now() + timeout;
-    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    converse(TcpStream::connect_timeout(&address, timeout)?, deadline, host, path)
+}
+
+/// As [`get`], from one of the host's own addresses.
+///
+/// # Errors
+/// Those of [`get`], and where `source` is not the host's.
+pub fn get_from(
+    source: Ipv4Addr,
+    address: SocketAddrV4,
+    host: &str,
+    path: &str,
+    timeout: Duration,
+) -> io::Result<Response> {
+    let deadline = Instant::now() + timeout;
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+    // It bounds the connecting, too (`man 7 socket`).
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
+    rustix::net::connect(&socket, &address).map_err(|error| match error {
+        rustix::io::Errno::INPROGRESS => io::ErrorKind::TimedOut.into(),
+        error => io::Error::from(error),
+    })?;
+    converse(TcpStream::from(socket), deadline, host, path)
+}
+
+/// One request over a connection, and its answer.
+fn converse(stream: TcpStream, deadline: Instant, host: &str, path: &str) -> io::Result<Response> {
     let mut stream = Timed { stream, deadline };
     let request =
         format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: uvs-lab\r\nConnection: close\r\n\r\n");

@@ -3,7 +3,7 @@
 mod client;
 mod server;
 
-pub use client::{Response, get};
+pub use client::{Response, get, get_from};
 pub use server::{MAX_CONNECTIONS, Server};
 
 use std::io::{self, Read};
