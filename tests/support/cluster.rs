@@ -283,7 +283,9 @@ http {{
         std::fs::create_dir_all("/run/sshd").unwrap();
         let key = place.join("key");
         let namespace = format!("rs{number}");
-        self.site.run(&namespace, &format!("ssh-keygen -q -t ed25519 -N '' -f {}", key.display())).ok();
+        self.site
+            .run(&namespace, &format!("rm -f {0}; ssh-keygen -q -t ed25519 -N '' -f {0}", key.display()))
+            .ok();
         let text = format!(
             "Port 22\nHostKey {}\nPidFile none\nVersionAddendum node{number}\nUsePAM no\nMaxStartups 100\n",
             key.display()
