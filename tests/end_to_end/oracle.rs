@@ -504,18 +504,19 @@ fn play(paths: &[PathBuf], port_type: PortType, expected: usize) {
 
 /// What direct routing has to say to, case by case. Where the very second matters, as in `persist-expiry`, a busy machine
 /// would decide: that is played in process alone, by the test's own clock.
-const CASES: [&str; 8] = [
+const CASES: [&str; 9] = [
     "dr-tcp-states",
     "udp-dr",
     "quiesce",
     "conn-reuse-0",
     "conn-reuse-1",
     "persist-ftp-21",
+    "persist-fwmark",
     "persist-pcc",
     "persist-ppc",
 ];
 /// Frames sent and commands run in them.
-const CASE_STEPS: usize = 131;
+const CASE_STEPS: usize = 141;
 /// Packets in the sequences.
 const SEQUENCE_STEPS: usize = 1370;
 
