@@ -220,12 +220,16 @@ impl World {
             ..Configuration::default()
         }));
         let network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: MTU }; 2],
+            ports: vec![
+                PortLink { addresses: vec![MacAddress(DIRECTOR)], networks: Vec::new(), mtu: MTU };
+                2
+            ],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: (0..SERVICES * SERVERS)
                 .map(|server| next_hop(server % SERVERS, hops[server % SERVERS]))
                 .collect(),
+            ..Network::default()
         };
         shared.network.store(Arc::new(network.clone()));
         Self {

@@ -216,7 +216,11 @@ fn network(snapshot: &NetworkState, state: &State) -> Network {
     let ports = snapshot
         .ports
         .iter()
-        .map(|port| PortLink { addresses: [&[port.mac], &port.stacked_macs[..]].concat(), mtu: port.mtu })
+        .map(|port| PortLink {
+            addresses: [&[port.mac], &port.stacked_macs[..]].concat(),
+            networks: port.addresses.clone(),
+            mtu: port.mtu,
+        })
         .collect();
     let mut next_hops = Vec::new();
     for (id, address) in state.wanted() {
@@ -231,6 +235,7 @@ fn network(snapshot: &NetworkState, state: &State) -> Network {
         local: snapshot.local_addresses.clone(),
         local_networks: snapshot.local_networks.clone(),
         next_hops,
+        ..Network::default()
     }
 }
 

@@ -60,10 +60,14 @@ impl Bench {
         let capacity = Capacity { connections, servers: 512, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }; PORTS],
+            ports: vec![
+                PortLink { addresses: vec![MacAddress(MAC)], networks: Vec::new(), mtu: 1500 };
+                PORTS
+            ],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 512],
+            ..Network::default()
         };
         let mut bench = Self {
             director: Director::new(shared, 0),
