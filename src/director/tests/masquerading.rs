@@ -342,3 +342,51 @@ fn a_full_table_makes_room_for_both_entries_and_none_is_left_over() {
     lab.tick();
     assert_eq!(lab.shared().ipv4.alive(), 0);
 }
+
+/// Fragments of one side's datagram, from that side.
+fn fragments(build: Build, source: u16, destination: u16) -> Vec<Vec<u8>> {
+    let transport = Transport::Udp { source, destination, checksum: true };
+    build.identification(7).transport(transport).payload(&[5; 100]).fragments(64)
+}
+
+#[test]
+fn fragments_are_translated_like_their_first_as_long_as_the_connection_lives() {
+    let mut lab = Lab::masqueraded();
+    let (request, reply) = (fragments(build(), 4000, 53), fragments(reply_to(CLIENT), 53 + SHIFT, 4000));
+    let addresses = |sent: &Sent| {
+        let Outcome::Packet(packet) = wire::parse(&sent.frame) else { panic!("{:?}", sent.frame) };
+        (packet.addresses.source(), packet.addresses.destination())
+    };
+    let (client, vip, server) = (IpAddr::from(CLIENT), IpAddr::from(VIP), IpAddr::from(SERVER));
+    let (mut there, mut back) = (Vec::new(), Vec::new());
+    for frame in request {
+        let sent = lab.one(frame);
+        assert_eq!((sent.verdict, addresses(&sent)), (Verdict::Transmit(INSIDE), (client, server)));
+        there.push(sent.frame);
+    }
+    for frame in &reply {
+        let sent = lab.server_sends(frame.clone()).unwrap();
+        assert_eq!((sent.verdict, addresses(&sent)), (Verdict::Transmit(OUTSIDE), (vip, client)));
+        back.push(sent.frame);
+    }
+    // Put together again, the checksum is that of the datagram made anew.
+    let checksum = |frames: &[Vec<u8>]| frames[0][14 + 20 + 6..14 + 20 + 8].to_vec();
+    let made =
+        |from, to, source, destination| checksum(&fragments(Build::ipv4(from, to), source, destination));
+    assert_eq!(checksum(&there), made(CLIENT, SERVER, 4000, 53 + SHIFT));
+    assert_eq!(checksum(&back), made(VIP, CLIENT, 53, 4000));
+    let traffic = lab.shared().service_traffic(ServiceId(1));
+    assert_eq!((traffic.in_packets, traffic.out_packets), (1, 1));
+    assert_eq!((traffic.in_bytes, traffic.out_bytes), (128, 128), "of the whole datagrams");
+    // The connection ends between the first and the next.
+    let other = reply_to(CLIENT).identification(8);
+    let transport = Transport::Udp { source: 53 + SHIFT, destination: 4000, checksum: true };
+    let mut late = other.transport(transport).payload(&[5; 100]).fragments(64).into_iter();
+    assert_eq!(lab.server_sends(late.next().unwrap()).unwrap().verdict, Verdict::Transmit(OUTSIDE));
+    let shared = Arc::clone(lab.director.shared());
+    let generation = shared.ipv4.record(0).lifecycle().generation;
+    let (id, mut view) = (crate::conn::ConnectionId { index: 0, generation }, Default::default());
+    assert!(shared.ipv4.remove(id, &shared.slots, &mut view, &shared.epochs));
+    let orphan = lab.server_sends(late.next().unwrap()).unwrap();
+    assert_eq!(orphan.verdict, Verdict::Drop(DropReason::FragmentWithoutFirst));
+}
