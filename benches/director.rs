@@ -72,10 +72,11 @@ impl Setup {
         let shared = Shared::new(capacity, [HashKey::new([11, 12]), HashKey::new([13, 14])]).expect("memory");
         let mut chooser = Chooser::new(scheduler::create("rr", 0, HashKey::new([5, 6])).expect("rr"));
         let mut network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }],
+            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], networks: Vec::new(), mtu: 1500 }],
             local: [IpAddr::from(VIP)].into(),
             local_networks: Vec::new(),
             next_hops: Vec::new(),
+            ..Network::default()
         };
         for number in 0..SERVERS {
             let id = ServerId(number);

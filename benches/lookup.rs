@@ -25,6 +25,7 @@ fn filled(flows: u64) -> Table<Ipv4> {
     let (slots, epochs, mut view) = (ServerSlots::new(1), Epochs::new(), WorkerView::default());
     let new = NewConnection {
         server: ServerId(0),
+        address: [10, 0, 0, 1].into(),
         port: 80,
         method: ForwardingMethod::DirectRouting,
         flags: Flags::NO_OUTPUT,

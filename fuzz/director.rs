@@ -196,6 +196,8 @@ impl World {
                 slot.set_available(true);
                 let address = IpAddr::from([10, 88, 2, number as u8]);
                 let method = ForwardingMethod::DirectRouting;
+                slot.set_endpoint(address, 80);
+                slot.set_method(method);
                 chooser.add(&shared.slots, RealServer { id: server, address, port: 80, method });
             }
             let (protocol, address, port) = keys[index];
@@ -220,12 +222,16 @@ impl World {
             ..Configuration::default()
         }));
         let network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: MTU }; 2],
+            ports: vec![
+                PortLink { addresses: vec![MacAddress(DIRECTOR)], networks: Vec::new(), mtu: MTU };
+                2
+            ],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: (0..SERVICES * SERVERS)
                 .map(|server| next_hop(server % SERVERS, hops[server % SERVERS]))
                 .collect(),
+            ..Network::default()
         };
         shared.network.store(Arc::new(network.clone()));
         Self {

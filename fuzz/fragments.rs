@@ -271,10 +271,14 @@ impl World {
         }
         shared.configuration.store(Arc::new(Configuration { services, ..Configuration::default() }));
         shared.network.store(Arc::new(Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(DIRECTOR)], mtu: 1500 }; 2],
+            ports: vec![
+                PortLink { addresses: vec![MacAddress(DIRECTOR)], networks: Vec::new(), mtu: 1500 };
+                2
+            ],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops,
+            ..Network::default()
         }));
         let worker = |number| Worker {
             director: Director::new(Arc::clone(&shared), number),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use uvs::forward::{NextHop, NextHopError};
+use uvs::forward::{NextHop, NextHopError, Way};
 use uvs::lab::{Namespace, VethEnd, add_veth};
 use uvs::net::message::{Request, octets};
 use uvs::net::{
@@ -332,6 +332,53 @@ fn a_neighbour_that_changes_its_address_or_falls_silent_is_noticed() {
     pair.peer.delete_address("eth0", prefix("10.7.0.77/24")).unwrap();
     wait_hop(&mirror, "10.7.0.77", |hop| hop == failed);
     wait_hop(&mirror, "10.7.0.2", |hop| hop == ready(mac(99)));
+}
+
+#[test]
+fn routes_to_networks_are_followed_with_their_gateways() {
+    if !root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mirror = pair.mirror(&[]);
+    assert_eq!(mirror.snapshot().ways, []);
+    let way = |state: &NetworkState, address: &str| {
+        state.routes.find(ip(address)).and_then(|route| state.ways.get(route as usize).copied())
+    };
+    let change = |arguments: &str| {
+        let mut command = std::process::Command::new("ip");
+        let status = pair.director.spawn(command.args(arguments.split(' '))).unwrap().wait().unwrap();
+        assert!(status.success(), "ip {arguments}");
+    };
+    change("route add default via 10.7.0.2");
+    change("route add 192.0.2.0/24 via 10.8.0.2");
+    change("route add blackhole 198.51.100.0/24");
+    change("-6 route add default via 2001:db8:7::2");
+    mirror.want_networks();
+    assert!(mirror.settle(PATIENCE));
+    let through = Some(Way::Through(ready(mac(2))));
+    wait(&mirror, "the gateways", |state| {
+        [way(state, "203.0.113.9"), way(state, "2001:db8:9::9")] == [through; 2]
+    });
+    let state = mirror.snapshot();
+    let failed = |error| Some(Way::Through(NextHop::Failed(error)));
+    for (address, expected) in [
+        ("10.7.0.77", Some(Way::OnLink)),
+        ("2001:db8:7::77", Some(Way::OnLink)),
+        ("192.0.2.9", failed(NextHopError::ForeignInterface)),
+        ("198.51.100.9", failed(NextHopError::NoRoute)),
+    ] {
+        assert_eq!(way(&state, address), expected, "{address}");
+    }
+    // A better route, and one that is gone.
+    change("route add 203.0.113.0/24 dev eth0");
+    wait(&mirror, "the new route", |state| way(state, "203.0.113.9") == Some(Way::OnLink));
+    change("route del default");
+    wait(&mirror, "the route's end", |state| way(state, "8.8.8.8").is_none());
+    pair.peer.set_up("eth0", false).unwrap();
+    wait(&mirror, "the gateway's link down", |state| {
+        way(state, "2001:db8:9::9") == failed(NextHopError::PortDown)
+    });
 }
 
 #[test]

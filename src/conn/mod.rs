@@ -23,5 +23,5 @@ pub use epoch::{Epochs, MAX_WORKERS};
 pub use key::{FlowFamily, FlowKey, Ipv4, Ipv6};
 pub use record::{Connection, Flags, Lifecycle};
 pub use state::{Direction, State, StateTable, TcpEvent, Timeouts};
-pub use table::{ConnectionId, Hint, NewConnection, Table, TableFull, WorkerView};
+pub use table::{ConnectionId, Found, Hint, NewConnection, Table, TableFull, WorkerView};
 pub use timer::{TIMER_RESOLUTION, Wheel};

@@ -13,16 +13,18 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread;
 
 use super::epoch::Epochs;
-use super::key::{FlowKey, Ipv4};
+use super::key::{FlowFamily, FlowKey, Ipv4};
 use super::record::{Flags, Lifecycle};
 use super::state::State;
-use super::table::{ConnectionId, NewConnection, Table, TableFull, WorkerView};
+use super::table::{ConnectionId, Found, NewConnection, Table, TableFull, WorkerView};
 use super::timer::Wheel;
 use crate::service::{ServerId, ServerSlots};
 use crate::types::{Duration, ForwardingMethod, HashKey, Instant};
 
 const NOW: Instant = Instant::from_nanos(1_000);
 const SERVER: ServerId = ServerId(0);
+const SERVER_ADDRESS: u32 = 0x0a00_0001;
+const TWIN: u16 = 2;
 
 struct World {
     table: Table<Ipv4>,
@@ -39,7 +41,7 @@ impl World {
     /// Connections of a flow, by looking at every record.
     fn alive(&self, port: u16) -> usize {
         let mut count = 0;
-        self.table.visit(0, u32::MAX, NOW, |_, _, record| count += usize::from(record.ports().0 == port));
+        self.table.visit(0, u32::MAX, NOW, |_, _, record| count += usize::from(record.key() == flow(port)));
         count
     }
 
@@ -54,7 +56,13 @@ impl World {
 }
 
 fn flow(port: u16) -> FlowKey<Ipv4> {
-    FlowKey::new([7], 6, port, 80)
+    if port == TWIN { FlowKey::new([8], 6, 0, 80) } else { FlowKey::new([7], 6, port, 80) }
+}
+
+/// What the real server sends. Flows 0 and [`TWIN`] have the same replies: their client uses one port towards two
+/// virtual addresses.
+fn reply(port: u16) -> FlowKey<Ipv4> {
+    flow(port).reply(SERVER_ADDRESS, 8080)
 }
 
 fn after(milliseconds: u64) -> Instant {
@@ -65,30 +73,48 @@ struct Worker {
     world: Arc<World>,
     number: usize,
     view: WorkerView,
+    /// Of the connections that it makes.
+    method: ForwardingMethod,
 }
 
 impl Worker {
     fn new(world: &Arc<World>, number: usize) -> Self {
-        Self { world: Arc::clone(world), number, view: WorkerView::default() }
+        let method = ForwardingMethod::DirectRouting;
+        Self { world: Arc::clone(world), number, view: WorkerView::default(), method }
     }
 
     fn find(&self, port: u16) -> Option<u32> {
+        Some(self.find_key(&flow(port))?.index)
+    }
+
+    fn find_key(&self, key: &FlowKey<Ipv4>) -> Option<Found> {
         let World { table, .. } = &*self.world;
-        let (key, hash) = (flow(port), table.hash(&flow(port)));
-        table.find(table.probe(hash), &key, hash, NOW)
+        let hash = table.hash(key);
+        table.find(table.probe(hash), key, hash, NOW)
+    }
+
+    /// As [`find_key`](Self::find_key), with the last word.
+    fn find_locked(&self, key: &FlowKey<Ipv4>) -> Option<Found> {
+        let World { table, .. } = &*self.world;
+        table.lock(table.hash(key)).find(key, NOW)
     }
 
     /// The flow's connection, made if there is none.
     fn insert(&mut self, port: u16, deadline: Instant) -> Result<u32, TableFull> {
         let World { table, slots, epochs } = &*self.world;
-        let guard = table.lock(table.hash(&flow(port)));
-        if let Some(index) = guard.find(&flow(port), NOW) {
-            return Ok(index);
+        let hash = table.hash(&flow(port));
+        let guard = match self.method {
+            ForwardingMethod::Masquerading => table.lock_both(hash, table.hash(&reply(port))),
+            _ => table.lock(hash),
+        };
+        if let Some(found) = guard.find(&flow(port), NOW) {
+            return Ok(found.index);
         }
         let new = NewConnection {
             server: SERVER,
-            port: 80,
-            method: ForwardingMethod::DirectRouting,
+            address: Ipv4::ip(SERVER_ADDRESS),
+            port: 8080,
+            method: self.method,
             flags: Flags::INACTIVE,
             state: State::NONE,
             deadline,
@@ -177,6 +203,77 @@ fn one_connection_a_flow_and_no_record_used_again_while_held() {
     // Workers that take turns at every step meet at locks; those that stop for long, at records.
     shuttle::check_random(model, 300);
     shuttle::check_pct(model, 700, 3);
+}
+
+impl Worker {
+    /// One batch of a masqueraded flow: makes or ends it, and looks it up both ways.
+    fn masqueraded_batch(&mut self, flows: &[u16]) {
+        let world = Arc::clone(&self.world);
+        world.epochs.enter(self.number);
+        let port = flows[thread_rng().gen_range(0..flows.len())];
+        let found = self.find_key(&reply(port));
+        if let Some(Found { index, is_reply }) = found {
+            assert!(is_reply);
+            self.assert_same(index, |worker, key| worker.find_locked(&key).map(|found| found.index));
+        }
+        let Some(index) = self.find(port).or_else(|| self.insert(port, after(60_000)).ok()) else { return };
+        if !flows.contains(&TWIN) {
+            self.assert_same(index, |worker, key| {
+                let reply = key.reply(SERVER_ADDRESS, 8080);
+                worker.find_locked(&reply).map(|found| found.index)
+            });
+        }
+        let held = world.table.record(index).lifecycle();
+        if thread_rng().gen_range(0..2) == 0 && held.is_alive() {
+            self.remove(index, held);
+        }
+        world.table.reclaim(&mut self.view, &world.epochs);
+    }
+
+    /// Looks a record's flow up another way: it is found there, or it has ended.
+    fn assert_same(&self, index: u32, look_up: impl Fn(&Self, FlowKey<Ipv4>) -> Option<u32>) {
+        let record = self.world.table.record(index);
+        let held = record.lifecycle();
+        let found = look_up(self, record.key());
+        let ended = !held.is_alive() || record.lifecycle().generation != held.generation;
+        assert!(found == Some(index) || ended, "found one way only: {found:?} for {index}, {held:?}");
+    }
+}
+
+/// Two look-ups, by what the client sends and by what the real server sends, agree.
+#[test]
+fn a_masqueraded_connection_is_found_both_ways_or_neither() {
+    let model = |flows: &'static [u16]| {
+        let world = World::new(2);
+        let threads: Vec<_> = (0..3)
+            .map(|number| {
+                let mut worker = Worker::new(&world, number);
+                worker.method = ForwardingMethod::Masquerading;
+                thread::spawn(move || {
+                    for _ in 0..3 {
+                        worker.masqueraded_batch(flows);
+                    }
+                    worker.world.epochs.leave(worker.number);
+                    worker
+                })
+            })
+            .collect();
+        let mut workers: Vec<Worker> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let alive: Vec<u32> = flows.iter().filter_map(|&port| workers[0].find(port)).collect();
+        world.assert_counts(alive.len());
+        for index in alive {
+            let held = world.table.record(index).lifecycle();
+            workers[0].remove(index, held);
+        }
+        // Nothing leads anywhere any more, from either side.
+        world.assert_counts(0);
+        assert!(flows.iter().all(|&port| workers[0].find_key(&reply(port)).is_none()));
+        assert!(world.table.is_blank(), "an entry was left");
+    };
+    shuttle::check_random(move || model(&[0, 1]), 300);
+    shuttle::check_pct(move || model(&[0, 1]), 700, 3);
+    shuttle::check_random(move || model(&[0, TWIN]), 300);
+    shuttle::check_pct(move || model(&[0, TWIN]), 700, 3);
 }
 
 /// One worker shortens a connection's life while the other's wheel looks at it; the record goes from one use to the

@@ -5,16 +5,18 @@
 //! | word | holds |
 //! |---|---|
 //! | 0 | client's port, virtual port, protocol; never changes while published |
-//! | 1 | generation, flags, state: changed by compare-and-swap only |
+//! | 1 | generation, forwarding method, flags, state: changed by compare-and-swap only |
 //! | 2 | deadline, nanoseconds |
-//! | 3 | real server, its port, forwarding method |
+//! | 3 | real server: in IPv4 its address, its port, its number; never changes while published |
 //! | 4 | packets seen |
 //! | 5 | tick of the timer that answers for the record, whoever uses it: see `timer` |
 //! | 6 | while alive: the template that controls it, written before it is published; once dead: epoch of its death,
 //!       link of a free list. Nobody else writes it, so that a worker which is late with a deadline or a count does no
 //!       harm |
+//! | 7, 8 | in IPv6, the real server's address |
 
 use std::marker::PhantomData;
+use std::net::IpAddr;
 
 use crate::persistence::TemplateId;
 use crate::service::ServerId;
@@ -31,6 +33,8 @@ const TARGET: usize = 3;
 const PACKETS: usize = 4;
 const FILED: usize = 5;
 const LINK: usize = 6;
+/// Where what only one family needs begins.
+const REST: usize = 7;
 
 /// What a connection is besides its state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -68,6 +72,8 @@ impl Flags {
 pub struct Lifecycle {
     /// Counts the uses of the record.
     pub generation: u32,
+    /// The method that the connection was made with; stays readable when it has ended.
+    pub method: ForwardingMethod,
     /// Flags.
     pub flags: Flags,
     /// State.
@@ -81,18 +87,43 @@ impl Lifecycle {
         self.flags.contains(Flags::ALIVE)
     }
 
+    /// Whether it is in the table, and was so all the time since `former` was read, which was alive.
+    #[inline]
+    pub const fn is_use_of(self, former: Self) -> bool {
+        self.is_alive() && self.generation == former.generation
+    }
+
     /// Whether it counts as active with its real server.
     #[inline]
     pub const fn is_active(self) -> bool {
         !self.flags.contains(Flags::INACTIVE)
     }
 
+    /// Of a record's next use: as one that has ended, nobody takes what he knew of this one for true.
+    pub(super) const fn ended(self) -> Self {
+        Self { generation: self.generation.wrapping_add(1), flags: Flags(0), state: State::NONE, ..self }
+    }
+
     const fn to_word(self) -> u64 {
-        (self.generation as u64) << 32 | (self.flags.0 as u64) << 8 | self.state.0 as u64
+        (self.generation as u64) << 32
+            | (self.method as u64) << 16
+            | (self.flags.0 as u64) << 8
+            | self.state.0 as u64
     }
 
     const fn from_word(word: u64) -> Self {
-        Self { generation: (word >> 32) as u32, flags: Flags((word >> 8) as u8), state: State(word as u8) }
+        let method = match (word >> 16) as u8 {
+            0 => ForwardingMethod::Masquerading,
+            1 => ForwardingMethod::Local,
+            2 => ForwardingMethod::Tunnel,
+            _ => ForwardingMethod::DirectRouting,
+        };
+        Self {
+            generation: (word >> 32) as u32,
+            method,
+            flags: Flags((word >> 8) as u8),
+            state: State(word as u8),
+        }
     }
 }
 
@@ -121,26 +152,28 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
         differs == 0
     }
 
-    /// The flow's hash, for finding its bucket again.
-    pub(super) fn hash(&self, key: crate::types::HashKey) -> u64 {
-        let words = [0, 1, 2, 3].map(|index: usize| match self.addresses.get(index) {
-            Some(word) => word.load(Ordering::Relaxed),
-            None => 0,
-        });
-        let (client, destination) = F::unpack(&words);
-        match F::pack(client, destination) {
-            Some(addresses) => F::hash(key, &addresses, self.words[PORTS].load(Ordering::Relaxed)),
-            None => 0,
-        }
+    /// Whether `key` is what replies to this record's flow carry. Says nothing about being alive, or masqueraded.
+    #[inline]
+    pub(super) fn has_reply_key(&self, key: &FlowKey<F>) -> bool {
+        self.reply_key() == *key
+    }
+
+    /// The flow as the client sends it.
+    #[inline]
+    pub fn key(&self) -> FlowKey<F> {
+        FlowKey { addresses: F::load(self.addresses), ports: self.words[PORTS].load(Ordering::Relaxed) }
+    }
+
+    /// The flow as the real server sends it, where its packets are masqueraded.
+    #[inline]
+    pub fn reply_key(&self) -> FlowKey<F> {
+        let target = self.words[TARGET].load(Ordering::Relaxed);
+        self.key().reply(F::load_target(target, &self.words[REST..]), (target >> 16) as u16)
     }
 
     /// Client's and virtual address.
-    pub fn addresses(&self) -> (std::net::IpAddr, std::net::IpAddr) {
-        let words = [0, 1, 2, 3].map(|index: usize| match self.addresses.get(index) {
-            Some(word) => word.load(Ordering::Relaxed),
-            None => 0,
-        });
-        F::unpack(&words)
+    pub fn addresses(&self) -> (IpAddr, IpAddr) {
+        F::unpack(&F::load(self.addresses))
     }
 
     /// Client's port, virtual port, IP protocol number.
@@ -178,24 +211,20 @@ impl<'a, F: FlowFamily> Connection<'a, F> {
     /// The real server.
     #[inline]
     pub fn server(&self) -> ServerId {
-        ServerId(self.words[TARGET].load(Ordering::Relaxed) as u32)
+        ServerId(u32::from(self.words[TARGET].load(Ordering::Relaxed) as u16))
     }
 
-    /// The real server's port and the method that the connection was made with.
-    pub fn target(&self) -> (u16, ForwardingMethod) {
+    /// The real server's address and port. The address is unspecified where it is of the other family, as a tunnel's
+    /// far end may be.
+    pub fn target(&self) -> (IpAddr, u16) {
         let word = self.words[TARGET].load(Ordering::Relaxed);
-        let method = match (word >> 48) as u8 {
-            0 => ForwardingMethod::Masquerading,
-            1 => ForwardingMethod::Local,
-            2 => ForwardingMethod::Tunnel,
-            _ => ForwardingMethod::DirectRouting,
-        };
-        ((word >> 32) as u16, method)
+        (F::ip(F::load_target(word, &self.words[REST..])), (word >> 16) as u16)
     }
 
-    pub(super) fn set_target(&self, server: ServerId, port: u16, method: ForwardingMethod) {
-        let word = (method as u64) << 48 | u64::from(port) << 32 | u64::from(server.0);
-        self.words[TARGET].store(word, Ordering::Relaxed);
+    /// Writes the real server of a record that is not published yet.
+    pub(super) fn set_target(&self, server: ServerId, address: F::Address, port: u16) {
+        let value = u32::from(port) << 16 | server.0 & u32::from(u16::MAX);
+        F::store_target(&self.words[TARGET], &self.words[REST..], address, value);
     }
 
     /// The connection template that controls the connection. Only to be believed if the connection was alive, in one

@@ -5,17 +5,26 @@
 //! kept dense: removing an entry moves the chain's last one into its place, and an overflow bucket that
 //! becomes empty goes back to its pool. Readers take no lock. One that loses sight of an entry while it moves
 //! only gets a miss, and a miss is looked up again under the lock before anything follows from it.
+//!
+//! A masqueraded connection has a second entry, marked, in the bucket of what its replies carry. The one word that says
+//! whether the record is alive makes both visible at once, and ends both at once: it is set once both entries are
+//! there, and cleared before either goes. Where both buckets have to be locked, the first in memory is locked first.
+//!
+//! Two connections may have the same replies: a client that uses one port of its own towards two virtual services, both
+//! of which chose the same real server and port. Nobody can tell the two apart by a reply, and the real server takes
+//! them for one. The younger gets the replies, as in the kernel, whose chains begin with the youngest; here it keeps them
+//! to itself even when it ends first.
 
 use std::io;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 
 use crate::persistence::{TemplateId, Templates};
 use crate::service::{ServerId, ServerSlots};
-use crate::sys::memory::atomic::{AtomicU64, Ordering, spin_loop};
+use crate::sys::memory::atomic::{AtomicU64, Ordering};
 use crate::sys::memory::{Words, prefetch};
 use crate::types::{ForwardingMethod, HashKey, Instant};
 
-use super::bucket::BucketGuard;
 use super::epoch::Epochs;
 use super::key::{FlowFamily, FlowKey};
 use super::pool::{FreeStack, NONE, Pieces};
@@ -27,12 +36,14 @@ use super::timer::TimerPool;
 const BUCKET_WORDS: usize = 8;
 /// Free records that a worker keeps to itself, to meet the others on the shared list less often.
 const LOCAL_FREE: usize = 64;
-/// Set in word 0 of a bucket while somebody changes the bucket.
-pub(super) const LOCKED: u64 = 1;
 /// Where the overflow bucket's index + 1 begins in word 0.
 pub(super) const OVERFLOW_SHIFT: u32 = 32;
 /// Where the tag of an entry, and of a hash, begins.
 pub(super) const TAG_SHIFT: u32 = 48;
+/// Set in the lower half of an entry that leads from replies to their connection.
+const REPLY: u32 = 1 << 31;
+/// Most records, so that an index + 1 leaves room for the mark.
+const MAX_CAPACITY: u32 = REPLY - 2;
 
 /// Names one use of one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +54,30 @@ pub struct ConnectionId {
     pub generation: u32,
 }
 
-/// What a probe without lock saw: perhaps the index of the record. Only ever a hint.
+/// A connection that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// Index of the record.
+    pub index: u32,
+    /// Found by what its replies carry: the packet comes from the real server.
+    pub is_reply: bool,
+}
+
+impl Found {
+    /// The lower half of its entry.
+    pub(super) const fn to_entry(self) -> u32 {
+        (self.index + 1) | if self.is_reply { REPLY } else { 0 }
+    }
+
+    /// What an entry's lower half leads to; `None` where that is empty.
+    #[inline]
+    fn from_entry(entry: u32) -> Option<Self> {
+        let index = (entry & !REPLY).checked_sub(1)?;
+        Some(Self { index, is_reply: entry & REPLY != 0 })
+    }
+}
+
+/// What a probe without lock saw: perhaps the entry of the record. Only ever a hint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hint(u32);
 
@@ -57,9 +91,11 @@ impl Hint {
 pub struct NewConnection {
     /// The real server.
     pub server: ServerId,
+    /// Its address.
+    pub address: IpAddr,
     /// Port at the real server.
     pub port: u16,
-    /// Forwarding method.
+    /// Forwarding method. [`Masquerading`](ForwardingMethod::Masquerading) makes replies lead to the connection, too.
     pub method: ForwardingMethod,
     /// Flags; `ALIVE` is added.
     pub flags: Flags,
@@ -114,10 +150,11 @@ impl<F: FlowFamily> Table<F> {
     /// # Errors
     /// Out of memory.
     pub fn new(capacity: u32, workers: usize, key: HashKey) -> io::Result<Self> {
-        let capacity = capacity.clamp(1, NONE - 1);
-        // Two to four entries to a bucket of seven when full: one in fifty overflows at worst.
+        let capacity = capacity.clamp(1, MAX_CAPACITY);
+        // Up to three entries to a bucket of seven when full: one in eighty overflows at worst; of masqueraded
+        // connections twice as many: then one in four does.
         let buckets = (u64::from(capacity) / 3).next_power_of_two().max(16);
-        let overflow = u32::try_from(buckets / 8 + 64).unwrap_or(NONE - 1);
+        let overflow = u32::try_from(buckets * 3 / 8 + 64).unwrap_or(NONE - 1);
         Ok(Self {
             key,
             buckets: Words::new(buckets as usize * BUCKET_WORDS)?,
@@ -181,14 +218,18 @@ impl<F: FlowFamily> Table<F> {
         prefetch(&self.records[index as usize * F::RECORD_WORDS]);
     }
 
-    /// Asks for the bucket of a record's flow to be brought closer.
+    /// Asks for the buckets that lead to a record to be brought closer.
     #[inline]
-    pub(super) fn prefetch_bucket_of(&self, index: u32) {
-        self.prefetch_bucket(self.record(index).hash(self.key));
+    pub(super) fn prefetch_buckets_of(&self, index: u32) {
+        let record = self.record(index);
+        self.prefetch_bucket(self.hash(&record.key()));
+        if record.lifecycle().method == ForwardingMethod::Masquerading {
+            self.prefetch_bucket(self.hash(&record.reply_key()));
+        }
     }
 
     #[inline]
-    fn bucket_start(&self, hash: u64) -> usize {
+    pub(super) fn bucket_start(&self, hash: u64) -> usize {
         // The low bits: the tag takes the high ones.
         (hash & self.bucket_mask) as usize * BUCKET_WORDS
     }
@@ -220,8 +261,8 @@ impl<F: FlowFamily> Table<F> {
             return Hint::NONE;
         }
         let hint = Hint(nearest as u32);
-        if let Some(index) = hint.0.checked_sub(1) {
-            prefetch(&self.records[index as usize * F::RECORD_WORDS]);
+        if let Some(found) = Found::from_entry(hint.0) {
+            self.prefetch_record(found.index);
         }
         hint
     }
@@ -236,53 +277,42 @@ impl<F: FlowFamily> Table<F> {
         Connection::new(&self.records[start..start + F::RECORD_WORDS])
     }
 
-    /// The flow's connection, if it is alive and before its deadline: the hinted one if it is the right one,
+    /// The connection of a packet, if it is alive and before its deadline: the hinted one if it is the right one,
     /// else whatever the bucket holds. Takes no lock, so a miss may be wrong.
     #[inline]
-    pub fn find(&self, hint: Hint, key: &FlowKey<F>, hash: u64, now: Instant) -> Option<u32> {
-        if let Some(index) = hint.0.checked_sub(1)
-            && self.is_live(index, key, now)
+    pub fn find(&self, hint: Hint, key: &FlowKey<F>, hash: u64, now: Instant) -> Option<Found> {
+        if let Some(found) = Found::from_entry(hint.0)
+            && self.is_live(found, key, now)
         {
-            return Some(index);
+            return Some(found);
         }
-        self.search(key, hash, now)
+        self.search(hash, |found| self.is_live(found, key, now))
     }
 
     #[inline]
-    fn is_live(&self, index: u32, key: &FlowKey<F>, now: Instant) -> bool {
-        let record = self.record(index);
-        record.has_key(key) && record.lifecycle().is_alive() && record.deadline() > now
+    pub(super) fn is_live(&self, found: Found, key: &FlowKey<F>, now: Instant) -> bool {
+        let record = self.record(found.index);
+        let has_key = if found.is_reply { record.has_reply_key(key) } else { record.has_key(key) };
+        has_key && record.lifecycle().is_alive() && record.deadline() > now
     }
 
-    pub(super) fn search(&self, key: &FlowKey<F>, hash: u64, now: Instant) -> Option<u32> {
+    /// The first of those whose tag fits that is the right one.
+    pub(super) fn search(&self, hash: u64, is_right: impl Fn(Found) -> bool) -> Option<Found> {
         let tag = hash >> TAG_SHIFT;
         let mut bucket = Some(self.bucket(hash));
         while let Some(words) = bucket {
             for entry in &words[1..] {
                 let entry = entry.load(Ordering::Acquire);
                 if entry >> TAG_SHIFT == tag
-                    && let Some(index) = (entry as u32).checked_sub(1)
-                    && self.is_live(index, key, now)
+                    && let Some(found) = Found::from_entry(entry as u32)
+                    && is_right(found)
                 {
-                    return Some(index);
+                    return Some(found);
                 }
             }
             bucket = self.overflow_of(words);
         }
         None
-    }
-
-    /// Locks the flow's bucket.
-    pub fn lock(&self, hash: u64) -> BucketGuard<'_, F> {
-        let head = self.bucket(hash);
-        loop {
-            if head[0].fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0 {
-                return BucketGuard::new(self, hash);
-            }
-            while head[0].load(Ordering::Relaxed) & LOCKED != 0 {
-                spin_loop();
-            }
-        }
     }
 
     /// Takes a record that nobody uses and nobody looks at.
@@ -368,12 +398,16 @@ impl<F: FlowFamily> Table<F> {
         epochs: &Epochs,
     ) -> bool {
         let record = self.record(id.index);
-        if record.lifecycle().generation != id.generation || !record.lifecycle().is_alive() {
+        let lifecycle = record.lifecycle();
+        if lifecycle.generation != id.generation || !lifecycle.is_alive() {
             return false;
         }
-        // The key is stable while the record is alive, and once it is not, the lock's `remove` says so.
-        let hash = record.hash(self.key);
-        let guard = self.lock(hash);
+        // The keys are stable while the record is alive, and once it is not, the locks' `remove` says so.
+        let hash = self.hash(&record.key());
+        let guard = match lifecycle.method {
+            ForwardingMethod::Masquerading => self.lock_both(hash, self.hash(&record.reply_key())),
+            _ => self.lock(hash),
+        };
         guard.remove(id, slots, view, epochs)
     }
 
@@ -381,6 +415,12 @@ impl<F: FlowFamily> Table<F> {
     #[inline]
     pub fn is_nearly_full(&self) -> bool {
         self.alive() >= u64::from(self.capacity - self.capacity / 32)
+    }
+
+    /// Whether no entry is in any bucket and no bucket is locked.
+    #[cfg(test)]
+    pub(super) fn is_blank(&self) -> bool {
+        self.buckets.iter().all(|word| word.load(Ordering::Relaxed) == 0)
     }
 
     /// Makes room: looks at a few records, from a place that `random` picks, and ends those that `may_go` gives up, at
@@ -450,11 +490,13 @@ mod tests {
 
     const CLOCK: Instant = Instant::from_nanos(1_000);
     const LATER: Instant = Instant::from_nanos(2_000);
+    const SERVER: u32 = 0x0a58_020b;
 
     fn connection(deadline: Instant) -> NewConnection {
         NewConnection {
             server: ServerId(0),
-            port: 80,
+            address: Ipv4::ip(SERVER),
+            port: 8080,
             method: ForwardingMethod::DirectRouting,
             flags: Flags::INACTIVE,
             state: State::NONE,
@@ -473,22 +515,59 @@ mod tests {
 
     impl Worker<'_> {
         fn insert(&mut self, key: &FlowKey<Ipv4>) -> Result<ConnectionId, TableFull> {
-            let guard = self.table.lock(self.table.hash(key));
+            self.insert_by(key, ForwardingMethod::DirectRouting)
+        }
+
+        fn insert_by(
+            &mut self,
+            key: &FlowKey<Ipv4>,
+            method: ForwardingMethod,
+        ) -> Result<ConnectionId, TableFull> {
+            let hash = self.table.hash(key);
+            let guard = match method {
+                ForwardingMethod::Masquerading => self.table.lock_both(hash, self.table.hash(&reply(key))),
+                _ => self.table.lock(hash),
+            };
             let index = match guard.find(key, CLOCK) {
-                Some(index) => index,
-                None => guard.insert(key, connection(LATER), self.slots, &mut self.view, self.epochs)?,
+                Some(Found { index, is_reply }) => {
+                    assert!(!is_reply);
+                    index
+                }
+                None => {
+                    let new = NewConnection { method, ..connection(LATER) };
+                    guard.insert(key, new, self.slots, &mut self.view, self.epochs)?
+                }
             };
             Ok(ConnectionId { index, generation: self.table.record(index).lifecycle().generation })
         }
 
-        fn find(&self, key: &FlowKey<Ipv4>, now: Instant) -> Option<u32> {
+        fn look_up(&self, key: &FlowKey<Ipv4>, now: Instant) -> Option<Found> {
             let hash = self.table.hash(key);
             self.table.find(self.table.probe(hash), key, hash, now)
+        }
+
+        /// The flow's connection, looked up by what its client sends.
+        fn find(&self, key: &FlowKey<Ipv4>, now: Instant) -> Option<u32> {
+            let found = self.look_up(key, now)?;
+            assert!(!found.is_reply);
+            Some(found.index)
+        }
+
+        /// The flow's connection, looked up by what its real server sends.
+        fn find_by_reply(&self, key: &FlowKey<Ipv4>, now: Instant) -> Option<u32> {
+            let found = self.look_up(&reply(key), now)?;
+            assert!(found.is_reply);
+            Some(found.index)
         }
 
         fn remove(&mut self, id: ConnectionId) -> bool {
             self.table.remove(id, self.slots, &mut self.view, self.epochs)
         }
+    }
+
+    /// What the real server of [`connection`] answers to a flow.
+    fn reply(key: &FlowKey<Ipv4>) -> FlowKey<Ipv4> {
+        key.reply(SERVER, 8080)
     }
 
     fn key(number: u64) -> FlowKey<Ipv4> {
@@ -587,28 +666,100 @@ mod tests {
         });
     }
 
+    #[test]
+    fn replies_lead_to_masqueraded_connections_alone() {
+        with_worker(10, |mut worker| {
+            let direct = worker.insert(&key(1)).unwrap();
+            let id = worker.insert_by(&key(2), ForwardingMethod::Masquerading).unwrap();
+            assert_eq!(worker.find(&key(1), CLOCK), Some(direct.index));
+            assert_eq!(worker.find_by_reply(&key(1), CLOCK), None);
+            assert_eq!(worker.find(&key(2), CLOCK), Some(id.index));
+            assert_eq!(worker.find_by_reply(&key(2), CLOCK), Some(id.index));
+            assert_eq!(worker.find_by_reply(&key(2), LATER), None, "past its deadline");
+            let record = worker.table.record(id.index);
+            assert_eq!((record.key(), record.reply_key()), (key(2), reply(&key(2))));
+            assert_eq!(record.target(), (Ipv4::ip(SERVER), 8080));
+            assert!(worker.remove(id));
+            assert_eq!(worker.find_by_reply(&key(2), CLOCK), None);
+            assert_eq!(worker.find(&key(2), CLOCK), None);
+        });
+    }
+
+    /// One port of a client's towards two virtual services that chose the same real server.
+    #[test]
+    fn of_two_connections_with_the_same_replies_the_younger_gets_them() {
+        with_worker(10, |mut worker| {
+            let other = FlowKey { addresses: [1], ..key(1) };
+            assert_eq!(reply(&other), reply(&key(1)));
+            let older = worker.insert_by(&key(1), ForwardingMethod::Masquerading).unwrap();
+            let younger = worker.insert_by(&other, ForwardingMethod::Masquerading).unwrap();
+            assert_eq!(worker.find_by_reply(&key(1), CLOCK), Some(younger.index));
+            assert_eq!(worker.find(&key(1), CLOCK), Some(older.index));
+            assert!(worker.remove(older));
+            assert_eq!(worker.find_by_reply(&key(1), CLOCK), Some(younger.index));
+            assert!(worker.remove(younger));
+            assert_eq!(worker.find_by_reply(&key(1), CLOCK), None);
+            assert!(worker.table.is_blank(), "an entry was left");
+        });
+    }
+
+    #[test]
+    fn a_table_full_of_masqueraded_connections_finds_them_both_ways() {
+        // The most entries to a bucket that there can be: just below the next size.
+        let capacity = 3 * 4096 + 2;
+        with_worker(capacity, |mut worker| {
+            assert_eq!(worker.table.buckets(), 4096);
+            for number in 0..u64::from(capacity) {
+                worker.insert_by(&key(number), ForwardingMethod::Masquerading).unwrap();
+            }
+            for number in 0..u64::from(capacity) {
+                let index = worker.find(&key(number), CLOCK);
+                assert!(index.is_some() && worker.find_by_reply(&key(number), CLOCK) == index);
+            }
+        });
+    }
+
     proptest::proptest! {
-        /// Against a plain map, with few buckets so that chains grow and shrink.
+        /// Against plain maps, with few buckets so that chains grow and shrink. Half of the flows share what their
+        /// replies carry with one other.
         #[test]
-        fn the_table_is_a_map(operations in proptest::collection::vec((0_u64..120, proptest::bool::ANY), 1..600)) {
+        fn the_table_is_a_map(
+            operations in proptest::collection::vec((0_u64..120, proptest::bool::ANY, proptest::bool::ANY), 1..600)
+        ) {
+            use std::collections::HashMap;
+            let key = |number: u64| FlowKey { addresses: [number / 60], ..key(number % 60) };
             with_worker(100, |mut worker| {
-                let mut model = std::collections::HashMap::new();
-                for (number, insert) in operations {
+                let (mut flows, mut replies) = (HashMap::new(), HashMap::new());
+                for (number, insert, masquerade) in operations {
                     if insert {
-                        match worker.insert(&key(number)) {
-                            Ok(id) => assert_eq!(*model.entry(number).or_insert(id), id),
-                            Err(TableFull) => assert!(model.len() >= 100 && !model.contains_key(&number)),
+                        let method = if masquerade {
+                            ForwardingMethod::Masquerading
+                        } else {
+                            ForwardingMethod::DirectRouting
+                        };
+                        let known = flows.contains_key(&number);
+                        match worker.insert_by(&key(number), method) {
+                            Ok(id) => {
+                                assert_eq!(*flows.entry(number).or_insert(id), id);
+                                if masquerade && !known {
+                                    replies.insert(number % 60, id);
+                                }
+                            }
+                            Err(TableFull) => assert!(flows.len() >= 100 && !known),
                         }
-                    } else if let Some(id) = model.remove(&number) {
+                    } else if let Some(id) = flows.remove(&number) {
                         assert!(worker.remove(id));
+                        replies.retain(|_, reply| *reply != id);
                         worker.epochs.advance();
                     }
                     for number in 0..120 {
                         let found = worker.find(&key(number), CLOCK);
-                        assert_eq!(found, model.get(&number).map(|id| id.index), "{number}");
+                        assert_eq!(found, flows.get(&number).map(|id| id.index), "{number}");
+                        let found = worker.find_by_reply(&key(number), CLOCK);
+                        assert_eq!(found, replies.get(&(number % 60)).map(|id| id.index), "{number}");
                     }
                 }
-                assert_eq!(worker.table.alive(), model.len() as u64);
+                assert_eq!(worker.table.alive(), flows.len() as u64);
             });
         }
     }
@@ -633,6 +784,16 @@ mod tests {
         table.visit(0, 64, CLOCK, |_, _, record| {
             assert!(flows.insert(record.ports()), "{:?}", record.ports())
         });
+        let looker =
+            Worker { table: &table, slots: &slots, epochs: &epochs, view: Default::default(), number: 0 };
+        for number in 0..40 {
+            let found = looker.find(&key(number), CLOCK);
+            assert_eq!(
+                looker.find_by_reply(&key(number), CLOCK),
+                found.filter(|_| number % 2 == 1),
+                "{number}"
+            );
+        }
         assert_eq!(table.alive(), flows.len() as u64);
         assert_eq!(slots.get(ServerId(0)).connections() as usize, flows.len());
         // Everything that is not alive can be used again: nothing leaked.
@@ -651,9 +812,11 @@ mod tests {
         for _ in 0..30_000 {
             worker.epochs.enter(worker.number);
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let key = key((random >> 33) % 40);
+            let number = (random >> 33) % 40;
+            let key = key(number);
             if random >> 63 == 0 {
-                let _ = worker.insert(&key);
+                let methods = [ForwardingMethod::DirectRouting, ForwardingMethod::Masquerading];
+                let _ = worker.insert_by(&key, methods[number as usize % 2]);
             } else if let Some(index) = worker.find(&key, CLOCK) {
                 let record = worker.table.record(index);
                 let generation = record.lifecycle().generation;

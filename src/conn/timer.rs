@@ -304,7 +304,7 @@ impl Wheel {
                 // the buckets that connections may have to be taken out of.
                 timers[..count].iter().for_each(|timer| table.prefetch_record(timer.index));
                 if level == 0 {
-                    timers[..count].iter().for_each(|timer| table.prefetch_bucket_of(timer.index));
+                    timers[..count].iter().for_each(|timer| table.prefetch_buckets_of(timer.index));
                 }
                 for &timer in &timers[..count] {
                     // Where there is no room to put an entry back, which the pool's size rules out, it fires.
@@ -412,6 +412,7 @@ mod tests {
             let key = FlowKey::new([7], 6, port, 80);
             let new = NewConnection {
                 server: ServerId(0),
+                address: [10, 0, 0, 1].into(),
                 port: 80,
                 method: ForwardingMethod::DirectRouting,
                 flags: Flags::INACTIVE,

@@ -8,6 +8,7 @@ use std::time::Duration as StdDuration;
 
 use parking_lot::Mutex;
 
+use super::clients::Clients;
 use super::stats::{self, Sources};
 use crate::control::command::Command;
 use crate::control::desk::{self, Answer};
@@ -40,6 +41,9 @@ struct Inner {
     state: State,
     steering: Option<Steering>,
     wanted: BTreeSet<IpAddr>,
+    /// Whether the mirror follows the routes to clients.
+    follows_networks: bool,
+    clients: Clients,
     steered: BTreeSet<SteeringKey>,
     /// The version of the state that the packet path goes by.
     followed: Option<u64>,
@@ -65,6 +69,8 @@ impl Desk {
             state,
             steering: Some(steering),
             wanted: BTreeSet::new(),
+            follows_networks: false,
+            clients: Clients::default(),
             steered: BTreeSet::new(),
             followed: None,
             adopted_until: adopted.then(|| clock() + ADOPTION),
@@ -92,14 +98,20 @@ impl Desk {
     fn commit(&self, inner: &mut Inner) -> Result<(), ControlError> {
         let version = inner.state.version();
         let moved = inner.followed != Some(version);
-        if moved {
+        let masquerades_now = inner.state.masquerades() && !inner.follows_networks;
+        if masquerades_now {
+            self.mirror.want_networks();
+            inner.follows_networks = true;
+        }
+        if moved || masquerades_now {
             let wanted: BTreeSet<IpAddr> = inner.state.wanted().map(|(_, address)| address).collect();
-            if wanted != inner.wanted {
-                self.mirror.want(wanted.clone());
+            let asks = wanted != inner.wanted;
+            if asks {
                 inner.wanted = wanted;
-                if !self.mirror.settle(SETTLE) {
-                    tracing::warn!("the kernel takes long to say where the real servers are");
-                }
+                self.want(inner);
+            }
+            if (asks || masquerades_now) && !self.mirror.settle(SETTLE) {
+                tracing::warn!("the kernel takes long to say where the real servers are");
             }
             self.refresh(inner);
         }
@@ -110,6 +122,11 @@ impl Desk {
         // Only now: what failed is tried again with the next command.
         inner.followed = Some(version);
         Ok(())
+    }
+
+    /// Asks the kernel for the ways to real servers, and to clients that are neighbours.
+    fn want(&self, inner: &Inner) {
+        self.mirror.want(inner.wanted.iter().copied().chain(inner.clients.addresses()).collect());
     }
 
     fn steer(&self, inner: &mut Inner) -> Result<(), ControlError> {
@@ -146,14 +163,19 @@ impl Desk {
 
     fn refresh(&self, inner: &mut Inner) {
         let snapshot = self.mirror.snapshot();
-        tell_changes(&inner.told, &snapshot);
-        self.shared.network.store(Arc::new(network(&snapshot, &inner.state)));
+        tell_changes(&inner.told, &snapshot, &inner.wanted);
+        self.shared.network.store(Arc::new(network(&snapshot, &inner.state, &inner.clients)));
         inner.told = snapshot;
     }
 
     /// Lets time pass for the state.
     pub(super) fn tick(&self) {
         let mut inner = self.inner.lock();
+        let ways = &self.mirror.snapshot().next_hops;
+        if inner.clients.update(self.shared.clients_asked_for(), ways, clock()) {
+            self.want(&inner);
+            self.refresh(&mut inner);
+        }
         for (told, (interface, lost)) in inner.told_oversized.iter_mut().zip(self.sources.oversized()) {
             if lost > 0 && !std::mem::replace(told, true) {
                 tracing::warn!(
@@ -180,8 +202,8 @@ impl Desk {
 }
 
 /// Logs what an operator would want to know: a way to a real server found or lost, a port up or down.
-fn tell_changes(before: &NetworkState, now: &NetworkState) {
-    for (address, next_hop) in &now.next_hops {
+fn tell_changes(before: &NetworkState, now: &NetworkState, servers: &BTreeSet<IpAddr>) {
+    for (address, next_hop) in now.next_hops.iter().filter(|(address, _)| servers.contains(address)) {
         let former = before.next_hops.get(address);
         match next_hop {
             _ if former == Some(next_hop) => (),
@@ -212,11 +234,16 @@ fn tell_changes(before: &NetworkState, now: &NetworkState) {
 }
 
 /// The packet path's view of the kernel.
-fn network(snapshot: &NetworkState, state: &State) -> Network {
+fn network(snapshot: &NetworkState, state: &State, clients: &Clients) -> Network {
+    let way = |address| snapshot.next_hops.get(&address).copied().unwrap_or(NextHop::Resolving);
     let ports = snapshot
         .ports
         .iter()
-        .map(|port| PortLink { addresses: [&[port.mac], &port.stacked_macs[..]].concat(), mtu: port.mtu })
+        .map(|port| PortLink {
+            addresses: [&[port.mac], &port.stacked_macs[..]].concat(),
+            networks: port.addresses.clone(),
+            mtu: port.mtu,
+        })
         .collect();
     let mut next_hops = Vec::new();
     for (id, address) in state.wanted() {
@@ -224,13 +251,16 @@ fn network(snapshot: &NetworkState, state: &State) -> Network {
             // What is not there is not asked for yet, as what follows: the kernel answers in a moment.
             next_hops.resize(id.index() + 1, NextHop::Resolving);
         }
-        next_hops[id.index()] = snapshot.next_hops.get(&address).copied().unwrap_or(NextHop::Resolving);
+        next_hops[id.index()] = way(address);
     }
     Network {
         ports,
         local: snapshot.local_addresses.clone(),
         local_networks: snapshot.local_networks.clone(),
         next_hops,
+        routes: Arc::clone(&snapshot.routes),
+        ways: snapshot.ways.clone(),
+        clients: clients.addresses().map(|client| (client, way(client))).collect(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The director as a program: opened, started, commanded, ended.
 
+mod clients;
 mod desk;
 mod options;
 mod ports;
@@ -36,8 +37,9 @@ pub use ports::PortError;
 use desk::Desk;
 use stats::Sources;
 
-/// How often the daemon looks whether it is to end, and lets time pass for rates and removed servers.
-const TICK: StdDuration = StdDuration::from_millis(100);
+/// How often the daemon looks whether it is to end, lets time pass for rates and removed servers, and asks for the
+/// link addresses of clients whose replies wait.
+const TICK: StdDuration = StdDuration::from_millis(20);
 
 /// Why a director could not start, or ended.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,9 @@
-//! What the director itself tells a client: that a packet cannot be served, and why.
+//! What the director itself tells a client: that a packet cannot be served, and why. A real server is told why its reply
+//! cannot be sent on.
 //!
 //! An answer takes the place of the packet that it is about, in the same frame, and goes back where that came from.
-//! Its sender is the address that the client asked for. Few are sent: a token bucket for all clients of a worker
+//! Its sender is the address that the client asked for, or, where that is not the host's own, the host's on that port,
+//! as a router would answer. Few are sent: a token bucket for all clients of a worker
 //! together holds back what a flood would call forth, as the kernel's `icmp_msgs_per_sec` does.
 
 use std::net::IpAddr;
@@ -12,6 +14,8 @@ use crate::types::{Duration, Instant};
 use crate::wire::{Parsed, icmp, icmpv6};
 
 use super::batch::{Entry, Offload};
+use super::configuration::Network;
+use super::held::Receiver;
 use super::{DropReason, Verdict};
 
 /// Answers a second, and at once after a pause: the kernel's defaults (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
@@ -47,14 +51,23 @@ impl Answers {
         frames: &FramePool,
         entry: &mut Entry,
         packet: &Parsed,
-        next_hop: Option<&NextHop>,
+        (network, receiver): (&Network, Option<Receiver>),
         now: Instant,
     ) -> Verdict {
-        let mtu = match next_hop {
+        let mtu = match receiver.map(|receiver| receiver.next_hop(network)) {
             Some(NextHop::Ready { mtu, .. }) => *mtu,
             _ => 0,
         };
-        let length = match packet.addresses.destination() {
+        let destination = packet.addresses.destination();
+        let sender = if network.is_local(destination) {
+            destination
+        } else {
+            match network.own_address(entry.port, packet.addresses.source()) {
+                Some(address) => address,
+                None => return Verdict::Drop(reason),
+            }
+        };
+        let length = match sender {
             IpAddr::V4(address) => {
                 let message = match reason {
                     DropReason::NoRealServer => icmp::Message::PORT_UNREACHABLE,

@@ -3,11 +3,12 @@
 //! [`Configuration`] comes from the operator's commands, [`Network`] from the kernel's links, addresses, routes
 //! and neighbours. They change at different times and by different hands, so they are swapped apart.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::conn::Timeouts;
-use crate::forward::NextHop;
+use crate::forward::{NextHop, NextHopError, Routes, Way};
 use crate::service::marks::MarkRules;
 use crate::service::{ServerId, ServiceTable};
 use crate::types::{Instant, MacAddress, PortId, Prefix};
@@ -61,6 +62,8 @@ pub struct PortLink {
     /// Link addresses that frames for this host carry: the interface's own, and those of interfaces on top
     /// of it (as for VRRP's virtual addresses).
     pub addresses: Vec<MacAddress>,
+    /// The host's own IP addresses on it, each with the network around.
+    pub networks: Vec<Prefix>,
     /// Largest IP packet, in bytes.
     pub mtu: u32,
 }
@@ -76,6 +79,12 @@ pub struct Network {
     pub local_networks: Vec<Prefix>,
     /// By [`ServerId`].
     pub next_hops: Vec<NextHop>,
+    /// Which route leads to a client, as an index of `ways`.
+    pub routes: Arc<Routes>,
+    /// The routes to clients.
+    pub ways: Vec<Way>,
+    /// Clients that are neighbours, as far as they were asked for.
+    pub clients: HashMap<IpAddr, NextHop>,
 }
 
 impl Network {
@@ -100,5 +109,24 @@ impl Network {
     #[inline]
     pub fn next_hop(&self, server: ServerId) -> &NextHop {
         self.next_hops.get(server.index()).unwrap_or(&NextHop::Resolving)
+    }
+
+    /// The way to a client; `None` for a neighbour whom nobody has asked for yet.
+    #[inline]
+    pub fn way_to_client(&self, client: IpAddr) -> Option<&NextHop> {
+        let way = self.routes.find(client).and_then(|route| self.ways.get(route as usize));
+        match way {
+            Some(Way::Through(next_hop)) => Some(next_hop),
+            Some(Way::OnLink) => self.clients.get(&client),
+            None => Some(&NextHop::Failed(NextHopError::NoRoute)),
+        }
+    }
+
+    /// The host's own address on a port, to speak to `other` from: one of the same network where there is one.
+    pub fn own_address(&self, port: PortId, other: IpAddr) -> Option<IpAddr> {
+        let networks = &self.ports.get(usize::from(port.0))?.networks;
+        let same_family = |network: &&Prefix| network.address.is_ipv4() == other.is_ipv4();
+        let nearest = networks.iter().find(|network| network.contains(other));
+        nearest.or_else(|| networks.iter().find(same_family)).map(|network| network.address)
     }
 }

@@ -66,15 +66,30 @@ pub(super) fn follow(
     decision: Decision,
     packet: &Parsed,
 ) -> Decision {
-    if let Decision::Forward(server, _) = decision {
-        let slot = shared.slots.get(server);
-        if !slot.is_available() {
-            return Decision::End(Verdict::Drop(DropReason::RealServerGone));
+    let drop = |reason| Decision::End(Verdict::Drop(reason));
+    let bytes = packet.transport_length();
+    let (server, is_reply) = match decision {
+        Decision::Forward(server, _) => (server, false),
+        Decision::ToServer(_, id) | Decision::ToClient(id) if !shared.is_alive(packet.family(), id) => {
+            // What the first was translated to went with the connection.
+            return drop(DropReason::FragmentWithoutFirst);
         }
-        let bytes = packet.transport_length();
-        counters.traffic.server(server).more_in(bytes);
-        counters.traffic.service(slot.service()).more_in(bytes);
+        Decision::ToServer(server, _) => (server, false),
+        Decision::ToClient(id) => (shared.server_of(packet.family(), id), true),
+        Decision::End(_) => return decision,
+    };
+    let slot = shared.slots.get(server);
+    let traffic = &counters.traffic;
+    if is_reply {
+        traffic.server(server).more_out(bytes);
+        traffic.service(slot.service()).more_out(bytes);
+        return decision;
     }
+    if !slot.is_available() {
+        return drop(DropReason::RealServerGone);
+    }
+    traffic.server(server).more_in(bytes);
+    traffic.service(slot.service()).more_in(bytes);
     decision
 }
 

@@ -1,6 +1,7 @@
-//! Frames that wait for their real server's link address.
+//! Frames that wait for the link address of a real server, or of a client's.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use crate::forward::{NextHop, NextHopError, dr};
 use crate::fragment::Ticket;
@@ -15,13 +16,33 @@ use super::{DropReason, Verdict};
 
 /// Most frames that wait at a time, with one worker.
 pub(super) const MAX_HELD: usize = 256;
-/// Most of them for one real server: what the kernel keeps for an unresolved neighbour, about
+/// Most of them for one real server, or one client: what the kernel keeps for an unresolved neighbour, about
 /// (`unres_qlen_bytes`), so that one dead server cannot starve the others.
-const MAX_HELD_PER_SERVER: usize = 64;
+const MAX_HELD_PER_RECEIVER: usize = 64;
+/// Most of them for clients, so that their number cannot starve the real servers.
+const MAX_HELD_FOR_CLIENTS: usize = 128;
 /// How long a frame waits: the kernel's three probes, a second apart.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A waiting frame, its time to live already lowered.
+/// Whom a frame is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Receiver {
+    Server(ServerId),
+    Client(IpAddr),
+}
+
+impl Receiver {
+    /// The way there.
+    #[inline]
+    pub(super) fn next_hop(self, network: &Network) -> &NextHop {
+        match self {
+            Self::Server(server) => network.next_hop(server),
+            Self::Client(client) => network.way_to_client(client).unwrap_or(&NextHop::Resolving),
+        }
+    }
+}
+
+/// A waiting frame, its time to live already lowered, its addresses translated.
 #[derive(Debug)]
 struct Waiting {
     entry: Entry,
@@ -32,7 +53,7 @@ struct Waiting {
 /// What a frame needs to be sent on, now or later.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waybill {
-    server: ServerId,
+    receiver: Receiver,
     link_length: u16,
     ip_length: u32,
     largest: u32,
@@ -41,14 +62,20 @@ pub(super) struct Waybill {
 
 impl Waybill {
     #[inline(always)]
-    pub(super) fn new(server: ServerId, packet: &Parsed, offload: &Offload) -> Self {
+    pub(super) fn new(receiver: Receiver, packet: &Parsed, offload: &Offload) -> Self {
         Self {
-            server,
+            receiver,
             link_length: packet.ip_offset,
             ip_length: packet.ip_length,
             largest: offload.largest_packet(packet),
             family: packet.family(),
         }
+    }
+
+    /// Whether the packet fits the link to `next_hop`, as far as that is known.
+    #[inline(always)]
+    pub(super) fn fits(&self, next_hop: &NextHop) -> bool {
+        !matches!(next_hop, NextHop::Ready { mtu, .. } if self.largest > *mtu)
     }
 
     /// Readdresses the frame to `next_hop`.
@@ -106,16 +133,22 @@ impl Held {
         self.waiting.front().map(|waiting| waiting.until)
     }
 
-    /// Whether another frame for `server` may wait, beside those of the present batch that were promised a place
+    /// Whether another frame for `receiver` may wait, beside those of the present batch that were promised a place
     /// already.
-    pub(super) fn has_room(&self, server: ServerId, promised: &[(usize, Promise)]) -> bool {
-        let waiting = self.waiting.iter().map(|waiting| waiting.waybill.server);
+    pub(super) fn has_room(&self, receiver: Receiver, promised: &[(usize, Promise)]) -> bool {
+        let waiting = self.waiting.iter().map(|waiting| waiting.waybill.receiver);
         let promised = promised.iter().filter_map(|(_, promise)| match promise {
-            Promise::LinkAddress(waybill) => Some(waybill.server),
+            Promise::LinkAddress(waybill) => Some(waybill.receiver),
             Promise::First { .. } => None,
         });
-        let all = waiting.chain(promised);
-        all.clone().count() < MAX_HELD && all.filter(|other| *other == server).count() < MAX_HELD_PER_SERVER
+        let (mut all, mut for_clients, mut for_receiver) = (0, 0, 0);
+        for other in waiting.chain(promised) {
+            all += 1;
+            for_clients += usize::from(matches!(other, Receiver::Client(_)));
+            for_receiver += usize::from(other == receiver);
+        }
+        let has_share = matches!(receiver, Receiver::Server(_)) || for_clients < MAX_HELD_FOR_CLIENTS;
+        all < MAX_HELD && for_receiver < MAX_HELD_PER_RECEIVER && has_share
     }
 
     pub(super) fn keep(&mut self, entry: Entry, waybill: Waybill, now: Instant) {
@@ -137,7 +170,7 @@ impl Held {
             }
             let Some(mut waiting) = self.waiting.pop_front() else { return };
             let Waiting { entry: Entry { frame, offload, .. }, waybill, until } = &mut waiting;
-            let verdict = match network.next_hop(waybill.server) {
+            let verdict = match waybill.receiver.next_hop(network) {
                 NextHop::Resolving if now < *until => {
                     self.waiting.push_back(waiting);
                     continue;

@@ -12,6 +12,7 @@ mod fragments;
 mod held;
 mod persistent;
 mod pipeline;
+mod requests;
 mod schedule;
 mod shared;
 mod verdict;
@@ -21,9 +22,9 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Cache};
 
 use crate::conn::FlowFamily;
+use crate::forward::nat::{self, Side, Translation};
 use crate::forward::{NextHop, dr};
 use crate::fragment;
-use crate::service::ServerId;
 use crate::sys::frames::FramePool;
 use crate::types::Instant;
 use crate::wire::{self, Malformed, Outcome, Parsed};
@@ -36,7 +37,7 @@ pub use verdict::{DropReason, Verdict};
 
 use answer::Answers;
 use fragments::Fragments;
-use held::{Held, Promise, Waybill};
+use held::{Held, Promise, Receiver, Waybill};
 use pipeline::{Decision, Handled, Local, Locals, Next, Note, Pass};
 
 /// Most timer entries that a worker looks at between two batches.
@@ -127,6 +128,8 @@ impl Director {
             arrival: crate::types::PortId::default(),
         };
         let mut conclusion = Conclusion {
+            shared: &self.shared,
+            worker: self.worker,
             network,
             frames,
             held: &self.held,
@@ -185,7 +188,9 @@ impl Director {
             let verdict = match outcome {
                 Ok((decision, Outcome::Packet(packet))) => {
                     let decision = fragments::follow(shared, counters, decision, &packet);
-                    let mut conclusion = Conclusion { network, frames, held, promised, answers, now };
+                    let worker = *worker;
+                    let mut conclusion =
+                        Conclusion { shared, worker, network, frames, held, promised, answers, now };
                     conclusion.conclude(0, &mut entry, &packet, decision)
                 }
                 // It was a packet when it came, and nobody has changed it.
@@ -247,6 +252,8 @@ impl Director {
 
 /// What it takes to carry decisions out.
 struct Conclusion<'a> {
+    shared: &'a Shared,
+    worker: usize,
     network: &'a Network,
     frames: &'a FramePool,
     held: &'a Held,
@@ -266,27 +273,42 @@ impl Conclusion<'_> {
         packet: &Parsed,
         decision: Decision,
     ) -> Verdict {
-        let Self { network, frames, held, promised, answers, now } = self;
-        let (verdict, server) = match decision {
+        let Self { shared, worker, network, frames, held, promised, answers, now } = self;
+        let may_wait = |receiver| held.has_room(receiver, promised);
+        let (verdict, receiver) = match decision {
             Decision::Forward(server, _method) => {
-                let may_wait = || held.has_room(server, promised);
-                (forward(network, frames, entry, packet, server, may_wait), Some(server))
+                let receiver = Receiver::Server(server);
+                let next_hop = network.next_hop(server);
+                (forward(frames, entry, packet, receiver, next_hop, None, may_wait), Some(receiver))
+            }
+            Decision::ToServer(server, id) => {
+                let receiver = Receiver::Server(server);
+                let to = shared.translation(packet.family(), id.index, Side::Destination);
+                (masquerade(network, frames, entry, packet, receiver, to, may_wait), Some(receiver))
+            }
+            Decision::ToClient(id) => {
+                let client = packet.addresses.destination();
+                let receiver = Receiver::Client(client);
+                let to = shared.translation(packet.family(), id.index, Side::Source);
+                if network.way_to_client(client).is_none() {
+                    shared.ask_for_client(*worker, client);
+                }
+                (masquerade(network, frames, entry, packet, receiver, to, may_wait), Some(receiver))
             }
             Decision::End(verdict) => (verdict, None),
         };
-        match (verdict, server) {
-            (Verdict::Held, Some(server)) => {
-                let waybill = Waybill::new(server, packet, &entry.offload);
+        match (verdict, receiver) {
+            (Verdict::Held, Some(receiver)) => {
+                let waybill = Waybill::new(receiver, packet, &entry.offload);
                 promised.push((position, Promise::LinkAddress(waybill)));
             }
-            (Verdict::Drop(reason), server) => {
+            (Verdict::Drop(reason), receiver) => {
                 // Larger than the link that it came by: merged on the way, which its sender knows nothing of.
                 let merged = network.port_mtu(entry.port).is_some_and(|mtu| packet.ip_length > mtu);
                 if merged {
                     return verdict;
                 }
-                let next_hop = server.map(|server| network.next_hop(server));
-                return answers.instead_of(reason, frames, entry, packet, next_hop, *now);
+                return answers.instead_of(reason, frames, entry, packet, (network, receiver), *now);
             }
             _ => (),
         }
@@ -294,17 +316,17 @@ impl Conclusion<'_> {
     }
 }
 
-/// Changes a frame for its real server. `may_wait` says whether there is room for one that must wait.
+/// Changes a frame for its receiver. `may_wait` says whether there is room for one that must wait.
 #[inline(always)]
 fn forward(
-    network: &Network,
     frames: &FramePool,
     entry: &mut Entry,
     packet: &Parsed,
-    server: ServerId,
-    may_wait: impl FnOnce() -> bool,
+    receiver: Receiver,
+    next_hop: &NextHop,
+    translation: Option<Translation>,
+    may_wait: impl FnOnce(Receiver) -> bool,
 ) -> Verdict {
-    let next_hop = network.next_hop(server);
     match next_hop {
         NextHop::Local => return Verdict::ToHost,
         NextHop::Failed(error) => return Verdict::Drop((*error).into()),
@@ -313,11 +335,52 @@ fn forward(
     if let Err(error) = dr::decrement_lifetime(frames, &mut entry.frame, packet) {
         return Verdict::Drop(error.into());
     }
-    let waybill = Waybill::new(server, packet, &entry.offload);
+    let waybill = Waybill::new(receiver, packet, &entry.offload);
     match next_hop {
-        NextHop::Ready { .. } => waybill.send(frames, &mut entry.frame, &mut entry.offload, next_hop),
-        _ if may_wait() => Verdict::Held,
+        NextHop::Ready { .. } => {
+            if let Some(to) = translation {
+                // An answer to one that is too large quotes it as its sender knows it.
+                if !waybill.fits(next_hop) {
+                    return Verdict::Drop(DropReason::TooBig);
+                }
+                if let Err(error) = nat::translate(frames, &mut entry.frame, packet, &entry.offload, to) {
+                    return Verdict::Drop(error.into());
+                }
+            }
+            waybill.send(frames, &mut entry.frame, &mut entry.offload, next_hop)
+        }
+        _ if may_wait(receiver) => {
+            match translation.map(|to| nat::translate(frames, &mut entry.frame, packet, &entry.offload, to)) {
+                None | Some(Ok(())) => Verdict::Held,
+                Some(Err(error)) => Verdict::Drop(error.into()),
+            }
+        }
         _ => Verdict::Drop(DropReason::NeighbourQueueFull),
+    }
+}
+
+/// Translates a frame and changes it for its receiver.
+#[inline(never)]
+fn masquerade(
+    network: &Network,
+    frames: &FramePool,
+    entry: &mut Entry,
+    packet: &Parsed,
+    receiver: Receiver,
+    to: Translation,
+    may_wait: impl FnOnce(Receiver) -> bool,
+) -> Verdict {
+    forward(frames, entry, packet, receiver, receiver.next_hop(network), Some(to), may_wait)
+}
+
+impl From<nat::TranslateError> for DropReason {
+    fn from(error: nat::TranslateError) -> Self {
+        match error {
+            // A record has addresses of its own family, so the frame is not what was read of it.
+            nat::TranslateError::OtherFamily | nat::TranslateError::Truncated => Self::TruncatedFrame,
+            nat::TranslateError::ChecksumAcrossFragments => Self::ChecksumAcrossFragments,
+            nat::TranslateError::BadChecksum => Self::BadTransportHeader,
+        }
     }
 }
 

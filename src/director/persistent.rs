@@ -7,7 +7,7 @@ use crate::types::{Protocol, ServiceKey};
 use crate::wire::Parsed;
 
 use super::pipeline::{Decision, Handled, Pass};
-use super::schedule::flow_of;
+use super::schedule::{flow_of, port_at};
 use super::{DropReason, Verdict};
 
 impl Pass<'_> {
@@ -33,11 +33,13 @@ impl Pass<'_> {
         let found = shard.find(&wanted.flow, &shared.slots, self.now);
         let usable = found.filter(|found| self.is_usable(found));
         let mut chooser = if usable.is_none() { Some(service.chooser.lock()) } else { None };
-        let bucket = table.lock(hash);
-        if let Some(index) = bucket.find(key, self.now) {
-            drop((bucket, chooser, shard));
-            return self.known_to_another::<F>(index, packet, protocol);
-        }
+        let bucket = match self.lock_vacant::<F>(key, hash, None) {
+            Ok(bucket) => bucket,
+            Err(found) => {
+                drop((chooser, shard));
+                return self.known_to_another::<F>(found, packet, protocol);
+            }
+        };
         if let (None, Some(stale)) = (usable, found) {
             shard.invalidate(stale.id);
         }
@@ -56,12 +58,21 @@ impl Pass<'_> {
             }
             (None, None) => return Decision::End(without_server(service, packet)),
         };
-        shard.take_control(template, self.now);
         // The real server's port is for packets to the service's own; others keep theirs.
         let port = if own_port(&service.key) == port { server.port } else { 0 };
         let server = RealServer { port, ..server };
-        let made = self.make::<F>(&bucket, key, packet, protocol, server, Some(template));
-        drop((bucket, chooser, shard));
+        let port = port_at(&server, packet);
+        let bucket = match self.lock_replies::<F>(bucket, key, hash, (&server, port)) {
+            Ok(bucket) => bucket,
+            // For a service that was made anew: what the template was made for came otherwise.
+            Err(found) => {
+                drop((chooser, shard));
+                return self.known_to_another::<F>(found, packet, protocol);
+            }
+        };
+        shard.take_control(template, self.now);
+        let made = self.make::<F>(bucket, key, packet, protocol, (server, port), Some(template));
+        drop((chooser, shard));
         self.conclude(service, packet, server, made)
     }
 

@@ -5,8 +5,8 @@
 //! bucket's lock before anything is scheduled. Results do not depend on how frames are split into batches.
 
 use crate::conn::{
-    Connection, ConnectionId, Direction, Flags, FlowKey, Hint, Ipv4, Ipv6, Lifecycle, State, StateTable,
-    Table, TcpEvent, Wheel, WorkerView, sctp,
+    Connection, ConnectionId, Direction, Flags, FlowKey, Found, Hint, Ipv4, Ipv6, Lifecycle, State,
+    StateTable, Table, TcpEvent, Wheel, WorkerView, sctp,
 };
 use crate::fragment::Ticket;
 use crate::persistence::TemplateFamily;
@@ -107,10 +107,26 @@ fn key<F: Handled>(packet: &Parsed) -> FlowKey<F> {
 /// Where a packet is to go, once it is known to belong to a service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decision {
-    /// To this real server, by this method.
+    /// To this real server, by this method, which is not masquerading.
     Forward(ServerId, ForwardingMethod),
+    /// To this real server, whose address and port this connection has: the packet gets them as destination.
+    ToServer(ServerId, ConnectionId),
+    /// To the client, from the virtual service's address and port, which this connection has: the packet gets them as
+    /// source.
+    ToClient(ConnectionId),
     /// Nowhere further, or to the host.
     End(Verdict),
+}
+
+impl Decision {
+    /// To a connection's real server.
+    #[inline]
+    pub(super) fn to_server(server: ServerId, method: ForwardingMethod, id: ConnectionId) -> Self {
+        match method {
+            ForwardingMethod::Masquerading => Self::ToServer(server, id),
+            method => Self::Forward(server, method),
+        }
+    }
 }
 
 /// What to do with a packet now.
@@ -223,12 +239,15 @@ impl Pass<'_> {
         let key = key::<F>(packet);
         let table = F::table(self.shared);
         match table.find(note.hint, &key, note.hash, self.now) {
-            Some(index) => self.known::<F>(index, packet, protocol, &key, note.hash),
+            Some(Found { index, is_reply: false }) => {
+                self.known::<F>(index, packet, protocol, &key, note.hash)
+            }
+            Some(Found { index, is_reply: true }) => self.reply::<F>(index, packet, protocol),
             None => self.unknown::<F>(packet, protocol, &key, note.hash),
         }
     }
 
-    /// A packet of a connection.
+    /// A packet of a connection's client.
     #[inline]
     fn known<F: Handled>(
         &mut self,
@@ -260,8 +279,33 @@ impl Pass<'_> {
         }
         self.count(server, slot, packet);
         record.count_packet();
-        self.advance::<F>(index, record, lifecycle, packet, protocol);
-        Decision::Forward(server, record.target().1)
+        self.advance::<F>(index, record, lifecycle, packet, protocol, false);
+        let id = ConnectionId { index, generation: lifecycle.generation };
+        Decision::to_server(server, lifecycle.method, id)
+    }
+
+    /// A packet of a connection's real server, on its way to the client (`handle_response`). That the real server was
+    /// removed does not matter to it, nor does what its packet may begin.
+    #[inline]
+    pub(super) fn reply<F: Handled>(&mut self, index: u32, packet: &Parsed, protocol: Protocol) -> Decision {
+        if packet.ttl <= 1 {
+            // A router looks at that first (`ip_forward`): the connection does not hear of the packet.
+            return Decision::End(Verdict::Drop(DropReason::TtlExpired));
+        }
+        let record = F::table(self.shared).record(index);
+        let (server, lifecycle) = (record.server(), record.lifecycle());
+        let traffic = &self.counters.traffic;
+        traffic.server(server).packet_out(packet.ip_length);
+        traffic.service(self.shared.slots.get(server).service()).packet_out(packet.ip_length);
+        if protocol == Protocol::Udp
+            && let Some(template) = record.control()
+            // Only then it was the connection's.
+            && record.lifecycle().is_use_of(lifecycle)
+        {
+            F::table(self.shared).templates().assure(template);
+        }
+        self.advance::<F>(index, record, lifecycle, packet, protocol, true);
+        Decision::ToClient(ConnectionId { index, generation: lifecycle.generation })
     }
 
     /// Whether a SYN on this connection's ports begins another one (`is_new_conn_expected`).
@@ -293,20 +337,25 @@ impl Pass<'_> {
         mut lifecycle: Lifecycle,
         packet: &Parsed,
         protocol: Protocol,
+        is_reply: bool,
     ) {
         let mut state = lifecycle.state;
         while lifecycle.is_alive() {
-            state = next_state(protocol, lifecycle, packet);
-            if state == lifecycle.state {
+            state = next_state(protocol, lifecycle, packet, is_reply);
+            let answers_first = is_reply && lifecycle.flags.contains(Flags::NO_OUTPUT);
+            if state == lifecycle.state && !answers_first {
                 break;
             }
             let active = state.is_active(protocol);
-            let flags = if active {
+            let mut flags = if active {
                 lifecycle.flags.without(Flags::INACTIVE)
             } else {
                 lifecycle.flags.with(Flags::INACTIVE)
             };
             let control = record.control();
+            if is_reply {
+                flags = flags.without(Flags::NO_OUTPUT);
+            }
             if record.exchange(lifecycle, Lifecycle { state, flags, ..lifecycle }) {
                 if let Some(template) = control.filter(|_| assures(protocol, state)) {
                     F::table(self.shared).templates().assure(template);
@@ -355,11 +404,16 @@ pub(super) fn assures(protocol: Protocol, state: State) -> bool {
     }
 }
 
-/// The state after a packet from the client.
+/// The state after a packet from the client, or a reply.
 #[inline]
-pub(super) fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed) -> State {
-    let replies_seen = !lifecycle.flags.contains(Flags::NO_OUTPUT);
-    let direction = if replies_seen { Direction::Input } else { Direction::InputOnly };
+pub(super) fn next_state(protocol: Protocol, lifecycle: Lifecycle, packet: &Parsed, is_reply: bool) -> State {
+    let direction = if is_reply {
+        Direction::Output
+    } else if lifecycle.flags.contains(Flags::NO_OUTPUT) {
+        Direction::InputOnly
+    } else {
+        Direction::Input
+    };
     match protocol {
         Protocol::Tcp => StateTable::NORMAL.next(lifecycle.state, direction, TcpEvent::of(packet.tcp_flags)),
         Protocol::Udp => State::UDP,

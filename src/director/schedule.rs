@@ -1,6 +1,8 @@
 //! A packet without a connection: whether it begins one, and with which real server.
 
-use crate::conn::{BucketGuard, Connection, ConnectionId, Flags, FlowKey, Lifecycle, NewConnection, State};
+use crate::conn::{
+    BucketGuard, Connection, ConnectionId, Flags, FlowKey, Found, Lifecycle, NewConnection, State,
+};
 use crate::persistence::TemplateId;
 use crate::scheduler::Flow;
 use crate::service::{FTP_DATA_PORT, RealServer, Service};
@@ -74,7 +76,7 @@ impl<'p> Pass<'p> {
     }
 
     /// Picks a real server and makes the connection. Locks, in this order, the service's scheduler and the
-    /// flow's bucket; a connection that another worker made meanwhile is found under the lock, before
+    /// flow's bucket or buckets; a connection that another worker made meanwhile is found under the lock, before
     /// anything is picked.
     fn schedule<F: Handled>(
         &mut self,
@@ -85,19 +87,29 @@ impl<'p> Pass<'p> {
         hash: u64,
     ) -> Decision {
         let shared = self.shared;
-        let table = F::table(shared);
         self.see_to_room::<F>(hash);
         let mut chooser = service.chooser.lock();
-        let bucket = table.lock(hash);
-        if let Some(index) = bucket.find(key, self.now) {
-            drop((bucket, chooser));
-            return self.known_to_another::<F>(index, packet, protocol);
-        }
+        let bucket = match self.lock_vacant::<F>(key, hash, None) {
+            Ok(bucket) => bucket,
+            Err(found) => {
+                drop(chooser);
+                return self.known_to_another::<F>(found, packet, protocol);
+            }
+        };
         let Some(server) = chooser.choose(&shared.slots, &flow_of(packet, self.now)) else {
             return Decision::End(Verdict::Drop(DropReason::NoRealServer));
         };
-        let made = self.make::<F>(&bucket, key, packet, protocol, server, None);
-        drop((bucket, chooser));
+        let port = port_at(&server, packet);
+        let bucket = match self.lock_replies::<F>(bucket, key, hash, (&server, port)) {
+            Ok(bucket) => bucket,
+            // Somebody who goes by another scheduler, for a service that was made anew: the turn is lost.
+            Err(found) => {
+                drop(chooser);
+                return self.known_to_another::<F>(found, packet, protocol);
+            }
+        };
+        let made = self.make::<F>(bucket, key, packet, protocol, (server, port), None);
+        drop(chooser);
         self.conclude(service, packet, server, made)
     }
 
@@ -107,16 +119,60 @@ impl<'p> Pass<'p> {
         service: &Service,
         packet: &Parsed,
         server: RealServer,
-        made: bool,
+        made: Option<ConnectionId>,
     ) -> Decision {
-        if !made {
+        let Some(id) = made else {
             return Decision::End(Verdict::Drop(DropReason::ConnectionTableFull));
-        }
+        };
         let traffic = &self.counters.traffic;
         traffic.server(server.id).connection();
         traffic.service(service.id).connection();
         self.count(server.id, self.shared.slots.get(server.id), packet);
-        Decision::Forward(server.id, server.method)
+        Decision::to_server(server.id, server.method, id)
+    }
+
+    /// Locks a flow's bucket, and that of its replies, once the flow has no connection, not even one past its deadline;
+    /// gives back the connection that it has.
+    pub(super) fn lock_vacant<F: Handled>(
+        &mut self,
+        key: &FlowKey<F>,
+        hash: u64,
+        reply_hash: Option<u64>,
+    ) -> Result<BucketGuard<'p, F>, Found> {
+        let table = F::table(self.shared);
+        loop {
+            let bucket = match reply_hash {
+                Some(reply_hash) => table.lock_both(hash, reply_hash),
+                None => table.lock(hash),
+            };
+            if let Some(found) = bucket.find(key, self.now) {
+                return Err(found);
+            }
+            let Some(expired) = bucket.find_expired(key) else { return Ok(bucket) };
+            // It may have replies of its own, whose bucket is another one. Each turn ends one: there is seldom a second.
+            drop(bucket);
+            self.end::<F>(expired);
+        }
+    }
+
+    /// Locks the bucket of a flow's replies as well, now that it is known which server sends them from which port, if
+    /// they are to be translated. The two are locked in an order of their own, for which the one has to be let go:
+    /// gives back the connection that somebody made meanwhile.
+    pub(super) fn lock_replies<F: Handled>(
+        &mut self,
+        bucket: BucketGuard<'p, F>,
+        key: &FlowKey<F>,
+        hash: u64,
+        (server, port): (&RealServer, u16),
+    ) -> Result<BucketGuard<'p, F>, Found> {
+        match (server.method, F::address(server.address)) {
+            (ForwardingMethod::Masquerading, Some(address)) => {
+                drop(bucket);
+                let reply_hash = F::table(self.shared).hash(&key.reply(address, port));
+                self.lock_vacant::<F>(key, hash, Some(reply_hash))
+            }
+            _ => Ok(bucket),
+        }
     }
 
     /// Makes room in a table that is nearly full. The caller holds no lock.
@@ -154,66 +210,74 @@ impl<'p> Pass<'p> {
     #[cold]
     pub(super) fn known_to_another<F: Handled>(
         &mut self,
-        index: u32,
+        found: Found,
         packet: &Parsed,
         protocol: Protocol,
     ) -> Decision {
+        let Found { index, is_reply } = found;
+        if is_reply {
+            return self.reply::<F>(index, packet, protocol);
+        }
         let record = F::table(self.shared).record(index);
-        let server = record.server();
+        let (server, lifecycle) = (record.server(), record.lifecycle());
         self.count(server, self.shared.slots.get(server), packet);
         record.count_packet();
-        self.advance::<F>(index, record, record.lifecycle(), packet, protocol);
-        Decision::Forward(server, record.target().1)
+        self.advance::<F>(index, record, lifecycle, packet, protocol, false);
+        let id = ConnectionId { index, generation: lifecycle.generation };
+        Decision::to_server(server, lifecycle.method, id)
     }
 
-    /// Makes the connection of a packet and files its timer; says false where there is no room. A template counts it
-    /// already, and no longer if it was not made.
+    /// Makes the connection of a packet in its locked bucket, lets that go and files the timer; `None` where there is no
+    /// room. A template counts it already, and no longer if it was not made.
     pub(super) fn make<F: Handled>(
         &mut self,
-        bucket: &BucketGuard<'_, F>,
+        bucket: BucketGuard<'_, F>,
         key: &FlowKey<F>,
         packet: &Parsed,
         protocol: Protocol,
-        server: RealServer,
+        (server, port): (RealServer, u16),
         control: Option<TemplateId>,
-    ) -> bool {
+    ) -> Option<ConnectionId> {
         let Shared { slots, epochs, .. } = self.shared;
         let Local { view, wheel } = F::local(self.locals);
-        if let Some(expired) = bucket.find_expired(key) {
-            bucket.remove(expired, slots, view, epochs);
-        }
         let mut flags = Flags::INACTIVE;
         if server.method != ForwardingMethod::Masquerading {
             flags = flags.with(Flags::NO_OUTPUT);
         }
-        let fresh = Lifecycle { generation: 0, flags, state: State::NONE };
-        let state = next_state(protocol, fresh, packet);
+        let fresh = Lifecycle { generation: 0, method: server.method, flags, state: State::NONE };
+        let state = next_state(protocol, fresh, packet, false);
         if state.is_active(protocol) {
             flags = flags.without(Flags::INACTIVE);
         }
         let deadline = self.now + self.configuration.settings.timeouts.of(packet.protocol, state);
-        // Only NAT translates ports (`ip_vs_conn_new` for the others gets the destination's own port).
-        let port = match server.method {
-            ForwardingMethod::Masquerading if server.port != 0 => server.port,
-            _ => packet.destination_port,
-        };
-        let RealServer { id: server, method, .. } = server;
-        let new = NewConnection { server, port, method, flags, state, deadline, control };
+        let RealServer { id, address, method, .. } = server;
+        let new = NewConnection { server: id, address, port, method, flags, state, deadline, control };
         let table = F::table(self.shared);
         let Ok(index) = bucket.insert(key, new, slots, view, epochs) else {
             control.into_iter().for_each(|template| table.templates().give_up_control(template));
-            return false;
+            return None;
         };
         if let Some(template) = control.filter(|_| assures(protocol, state)) {
             table.templates().assure(template);
         }
-        table.record(index).count_packet();
-        if wheel.file(table, index, deadline) {
-            return true;
-        }
         let id = ConnectionId { index, generation: table.record(index).lifecycle().generation };
-        bucket.remove(id, slots, view, epochs);
-        false
+        table.record(index).count_packet();
+        let filed = wheel.file(table, index, deadline);
+        drop(bucket);
+        if filed {
+            return Some(id);
+        }
+        self.end::<F>(id);
+        None
+    }
+}
+
+/// The port that packets to a real server carry. Only NAT translates ports (`ip_vs_conn_new` for the others gets the
+/// destination's own port).
+pub(super) fn port_at(server: &RealServer, packet: &Parsed) -> u16 {
+    match server.method {
+        ForwardingMethod::Masquerading if server.port != 0 => server.port,
+        _ => packet.destination_port,
     }
 }
 

@@ -1,18 +1,21 @@
 //! What all workers share.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::conn::{ConnectionId, Epochs, Ipv4, Ipv6, MAX_WORKERS, Table, WorkerView};
+use crate::conn::{ConnectionId, Epochs, FlowFamily, Ipv4, Ipv6, MAX_WORKERS, Table, WorkerView};
+use crate::forward::nat::{Side, Translation};
 use crate::service::{MAX_REAL_SERVERS, ServerId, ServerSlots, ServiceId, Traffic};
-use crate::types::{HashKey, Instant};
+use crate::types::{Family, HashKey, Instant};
 
 use super::configuration::{Configuration, Network};
 use super::counters::{FrameCounts, WorkerCounters};
 use super::fragments::MAX_DATAGRAMS;
 use super::pipeline::Decision;
+use super::requests::Requests;
 
 /// How large a director is made.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +82,7 @@ pub struct Shared {
     /// A secret for schedulers.
     pub scheduling_key: HashKey,
     counters: Box<[WorkerCounters]>,
+    requests: Box<[Requests]>,
 }
 
 impl Shared {
@@ -109,7 +113,54 @@ impl Shared {
             configuration: ArcSwap::default(),
             network: ArcSwap::default(),
             scheduling_key: HashKey::new(keys.map(|key| key.hash([0]))),
+            requests: (0..capacity.workers).map(|_| Requests::new()).collect(),
         }))
+    }
+
+    /// Worker `worker` has a reply for a client that is a neighbour and that [`Network::clients`] lacks: somebody is to
+    /// ask the kernel for it. Where too many were asked for already, the next reply asks again.
+    pub(super) fn ask_for_client(&self, worker: usize, client: IpAddr) {
+        self.requests[worker].ask(client);
+    }
+
+    /// The clients that workers asked for since the last call, some of them more than once. Only one thread may call
+    /// this.
+    pub fn clients_asked_for(&self) -> impl Iterator<Item = IpAddr> {
+        self.requests.iter().flat_map(Requests::take)
+    }
+
+    /// Whether a connection is still the one that was decided about some time ago.
+    pub(super) fn is_alive(&self, family: Family, id: ConnectionId) -> bool {
+        let lifecycle = match family {
+            Family::V4 => self.ipv4.record(id.index).lifecycle(),
+            Family::V6 => self.ipv6.record(id.index).lifecycle(),
+        };
+        lifecycle.is_alive() && lifecycle.generation == id.generation
+    }
+
+    /// The real server of a connection.
+    pub(super) fn server_of(&self, family: Family, id: ConnectionId) -> ServerId {
+        match family {
+            Family::V4 => self.ipv4.record(id.index).server(),
+            Family::V6 => self.ipv6.record(id.index).server(),
+        }
+    }
+
+    /// What masquerading puts in place of one side of a packet: of the destination, that it goes to the connection's
+    /// real server; of the source, that it comes from the virtual service. The record must be the one that was found.
+    pub(super) fn translation(&self, family: Family, index: u32, side: Side) -> Translation {
+        fn of<F: FlowFamily>(table: &Table<F>, index: u32, side: Side) -> Translation {
+            let record = table.record(index);
+            let (address, port) = match side {
+                Side::Destination => record.target(),
+                Side::Source => (record.addresses().1, record.ports().1),
+            };
+            Translation { side, address, port }
+        }
+        match family {
+            Family::V4 => of(&self.ipv4, index, side),
+            Family::V6 => of(&self.ipv6, index, side),
+        }
     }
 
     /// Number of workers there is room for.
@@ -172,7 +223,7 @@ impl Shared {
     }
 
     /// One step among the connections of a family; `found` is room for what is noted before it is ended.
-    fn end_orphans_of<F: crate::conn::FlowFamily>(
+    fn end_orphans_of<F: FlowFamily>(
         &self,
         table: &Table<F>,
         start: u32,

@@ -61,6 +61,9 @@ drop_reasons! {
     FragmentWithoutFirst = "fragment-without-first",
     /// Too many fragments already wait for their first.
     FragmentQueueFull = "fragment-queue-full",
+    /// The first fragment of an SCTP packet whose port NAT would change: its checksum cannot be made to fit, as it spans
+    /// fragments that nobody has seen yet.
+    ChecksumAcrossFragments = "checksum-across-fragments",
     /// The service has no real server that may take a new connection.
     NoRealServer = "no-real-server",
     /// The connection's real server was removed, and `expire_nodest_conn` is 0.

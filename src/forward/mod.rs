@@ -7,12 +7,14 @@
 //! | [`tunnel`] | the packet put into another |
 //! | [`icmp`] | errors about packets of connections: under masquerading, and from inside tunnels |
 //! | [`fragment`] | a packet cut to the MTU |
+//! | [`Routes`] | which way leads to an address |
 
 pub mod dr;
 pub mod fragment;
 pub mod icmp;
 pub mod nat;
 mod next_hop;
+mod routes;
 pub mod tunnel;
 
 #[cfg(test)]
@@ -20,3 +22,4 @@ mod testing;
 
 pub use crate::types::VlanTag;
 pub use next_hop::{NextHop, NextHopError};
+pub use routes::{Routes, Way};

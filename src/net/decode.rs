@@ -1,4 +1,4 @@
-//! Links, addresses, routes and neighbours out of the kernel's messages. Total: a message that lacks what it
+//! Links, addresses and neighbours out of the kernel's messages. Total: a message that lacks what it
 //! must have decodes to nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -59,28 +59,8 @@ pub struct NeighbourEntry {
     pub state: u16,
 }
 
-/// The kernel's route to one destination.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Route {
-    /// Out of an interface.
-    Via {
-        /// The interface's index.
-        link: u32,
-        /// The gateway, where the destination is not on the link itself.
-        gateway: Option<IpAddr>,
-        /// The source address that the host would use.
-        source: Option<IpAddr>,
-        /// The route's own MTU in bytes, where it has one.
-        mtu: Option<u32>,
-    },
-    /// The host itself.
-    Local,
-    /// None, or one that says so: unreachable, prohibit, blackhole, broadcast, multicast.
-    None,
-}
-
 /// The address in an attribute's value.
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))),
         16 => Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))),
@@ -189,60 +169,6 @@ impl InterfaceAddress {
     }
 }
 
-/// The network that a RTM_NEWROUTE message of the table "local" declares the host's own.
-pub(super) fn local_route(message: Message<'_>) -> Option<Prefix> {
-    let payload = message.payload;
-    let is_local = message.kind == k::RTM_NEWROUTE
-        && read_u8(payload, 4)? == k::RT_TABLE_LOCAL
-        && read_u8(payload, 7)? == k::RTN_LOCAL;
-    if !is_local {
-        return None;
-    }
-    let unspecified = match read_u8(payload, 0)? {
-        k::AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        k::AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let destination = Attributes::after(payload, k::ROUTE_FIXED)
-        .find(|(kind, _)| *kind == k::RTA_DST)
-        .and_then(|(_, value)| address(value))
-        .unwrap_or(unspecified);
-    Some(Prefix::new(destination, read_u8(payload, 1)?))
-}
-
-impl Route {
-    /// The route that the kernel gives in answer to a look-up of one destination.
-    pub fn decode(message: Message<'_>) -> Option<Self> {
-        if message.kind != k::RTM_NEWROUTE {
-            return None;
-        }
-        match read_u8(message.payload, 7)? {
-            k::RTN_LOCAL => return Some(Self::Local),
-            k::RTN_UNICAST => {}
-            _ => return Some(Self::None),
-        }
-        let (mut link, mut gateway, mut source, mut mtu) = (None, None, None, None);
-        for (kind, value) in Attributes::after(message.payload, k::ROUTE_FIXED) {
-            match kind {
-                k::RTA_OIF => link = read_u32(value, 0),
-                k::RTA_GATEWAY => gateway = address(value),
-                // struct rtvia: a family, then an address of it; an IPv6 gateway of an IPv4 route.
-                k::RTA_VIA => gateway = value.get(2..).and_then(address),
-                k::RTA_PREFSRC => source = address(value),
-                k::RTA_METRICS => {
-                    mtu = Attributes::new(value)
-                        .find(|(kind, _)| *kind == k::RTAX_MTU)
-                        .and_then(|(_, value)| read_u32(value, 0))
-                        .filter(|&mtu| mtu != 0);
-                }
-                _ => {}
-            }
-        }
-        let gateway = gateway.filter(|gateway| !gateway.is_unspecified());
-        Some(link.map_or(Self::None, |link| Self::Via { link, gateway, source, mtu }))
-    }
-}
-
 impl NeighbourEntry {
     /// The entry that a message tells of; one that is gone has the state NUD_NONE. Nothing for entries that
     /// only say for whom the host answers (proxy).
@@ -283,6 +209,7 @@ impl NeighbourEntry {
 pub(super) mod tests {
     use super::*;
     use crate::net::message::{Messages, Request};
+    use crate::net::route::{NetworkRoute, Route, local_route};
     use proptest::prelude::*;
 
     /// The bytes of a link message as the kernel sends it; a tag makes it a VLAN interface on `parent`.
@@ -319,7 +246,7 @@ pub(super) mod tests {
         request.finish(1, 0)
     }
 
-    fn only(bytes: &[u8]) -> Message<'_> {
+    pub(in crate::net) fn only(bytes: &[u8]) -> Message<'_> {
         Messages::new(bytes).next().unwrap()
     }
 
@@ -370,37 +297,6 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn routes_decode() {
-        let fixed = |kind| [k::AF_INET, 32, 0, 0, k::RT_TABLE_MAIN, 0, 0, kind, 0, 0, 0, 0];
-        let bytes = Request::new(k::RTM_NEWROUTE, 0, &fixed(k::RTN_UNICAST))
-            .number(k::RTA_OIF, 3)
-            .attribute(k::RTA_GATEWAY, &[10, 0, 0, 1])
-            .attribute(k::RTA_PREFSRC, &[10, 0, 0, 2])
-            .nested(k::RTA_METRICS, |request| request.number(k::RTAX_MTU, 1400))
-            .finish(1, 0);
-        let expected = Route::Via {
-            link: 3,
-            gateway: Some("10.0.0.1".parse().unwrap()),
-            source: Some("10.0.0.2".parse().unwrap()),
-            mtu: Some(1400),
-        };
-        assert_eq!(Route::decode(only(&bytes)), Some(expected));
-        let mut via = vec![k::AF_INET6, 0];
-        via.extend("fe80::1".parse::<Ipv6Addr>().unwrap().octets());
-        let bytes = Request::new(k::RTM_NEWROUTE, 0, &fixed(k::RTN_UNICAST))
-            .number(k::RTA_OIF, 3)
-            .attribute(k::RTA_VIA, &via)
-            .finish(1, 0);
-        let gateway = Some("fe80::1".parse().unwrap());
-        let expected = Route::Via { link: 3, gateway, source: None, mtu: None };
-        assert_eq!(Route::decode(only(&bytes)), Some(expected));
-        for (kind, expected) in [(k::RTN_LOCAL, Route::Local), (7, Route::None), (5, Route::None)] {
-            let bytes = Request::new(k::RTM_NEWROUTE, 0, &fixed(kind)).number(k::RTA_OIF, 3).finish(1, 0);
-            assert_eq!(Route::decode(only(&bytes)), Some(expected));
-        }
-    }
-
-    #[test]
     fn proxy_entries_and_bridge_tables_are_no_neighbours() {
         let mut fixed = [0; k::NEIGHBOUR_FIXED];
         fixed[0] = k::AF_INET;
@@ -448,6 +344,7 @@ pub(super) mod tests {
             let _ = InterfaceAddress::decode(message);
             let _ = Route::decode(message);
             let _ = local_route(message);
+            let _ = NetworkRoute::decode(message);
             let _ = NeighbourEntry::decode(message);
         }
     }

@@ -62,7 +62,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Control {
     wanted: Arc<BTreeSet<IpAddr>>,
-    /// Counts the calls of `want`.
+    wants_networks: bool,
+    /// Counts the calls of `want` and `want_networks`.
     generation: u64,
     /// The call whose destinations were all asked for.
     asked: u64,
@@ -121,6 +122,17 @@ impl Mirror {
         {
             let mut control = self.shared.control.lock();
             control.wanted = Arc::new(destinations);
+            control.generation += 1;
+        }
+        self.shared.wake();
+    }
+
+    /// From now on, follow the routes to all networks as well: the table "main", and the gateways in it. Does not wait,
+    /// as [`want`](Self::want).
+    pub fn want_networks(&self) {
+        {
+            let mut control = self.shared.control.lock();
+            control.wants_networks = true;
             control.generation += 1;
         }
         self.shared.wake();
@@ -217,7 +229,8 @@ fn run(shared: &Shared, session: Session, reopen: &dyn Fn() -> Result<Session, N
     loop {
         let (wanted, generation, stop) = {
             let control = shared.control.lock();
-            (Arc::clone(&control.wanted), control.generation, control.stop)
+            let wanted = (Arc::clone(&control.wanted), control.wants_networks);
+            (wanted, control.generation, control.stop)
         };
         if stop {
             return;
@@ -258,10 +271,10 @@ fn run(shared: &Shared, session: Session, reopen: &dyn Fn() -> Result<Session, N
 fn step(
     shared: &Shared,
     session: &mut Session,
-    wanted: Option<Arc<BTreeSet<IpAddr>>>,
+    wanted: Option<(Arc<BTreeSet<IpAddr>>, bool)>,
 ) -> Result<(), NetlinkError> {
-    if let Some(wanted) = wanted {
-        session.want(wanted)?;
+    if let Some((wanted, wants_networks)) = wanted {
+        session.want(wanted, wants_networks)?;
     }
     session.turn(Instant::now())?;
     if session.take_changed() {

@@ -11,12 +11,14 @@ pub mod constants;
 mod decode;
 pub mod message;
 mod mirror;
+mod route;
 mod session;
 mod socket;
 mod state;
 mod view;
 
-pub use decode::{InterfaceAddress, Link, NeighbourEntry, Route};
+pub use decode::{InterfaceAddress, Link, NeighbourEntry};
 pub use mirror::{MAX_DESTINATIONS, Mirror, StartError};
+pub use route::Route;
 pub use socket::{Netlink, NetlinkError, Notifications, Received};
 pub use state::{NetworkState, PortState};

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::constants as k;
-use super::decode::{InterfaceAddress, Link, NeighbourEntry, Route, local_route};
+use super::decode::{InterfaceAddress, Link, NeighbourEntry};
 use super::message::{Message, Request, family, octets, read_u8};
+use super::route::{NetworkRoute, Route, local_route};
 use super::socket::{Netlink, NetlinkError, Notifications, Received};
 use super::view::{NeighbourKey, View};
 use crate::types::{Family, PortId};
@@ -26,6 +27,8 @@ const FULL_REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// Neighbours that the kernel is asked to resolve at a time, and the time between.
 const PROBES_PER_ROUND: usize = 32;
 const PROBE_ROUND_INTERVAL: Duration = Duration::from_millis(100);
+/// Most routes of the table "main" that are mirrored.
+const MAX_ROUTES: usize = 1 << 17;
 /// Datagrams of notifications taken in before doing anything else.
 const NOTIFICATIONS_PER_ROUND: usize = 256;
 
@@ -45,6 +48,8 @@ pub(super) struct Session {
     notifications: Notifications,
     view: View,
     wanted: Arc<BTreeSet<IpAddr>>,
+    /// Whether the table "main" is to be known.
+    wants_networks: bool,
     stale: Stale,
     refreshed: Instant,
     fully_refreshed: Instant,
@@ -64,6 +69,7 @@ impl Session {
             netlink: Netlink::open()?,
             view: View::new(interfaces),
             wanted: Arc::default(),
+            wants_networks: false,
             stale: Stale::default(),
             refreshed: now,
             fully_refreshed: now,
@@ -90,10 +96,19 @@ impl Session {
         &self.notifications
     }
 
-    /// Sets the destinations to know the way to, and asks for their routes at once.
-    pub(super) fn want(&mut self, wanted: Arc<BTreeSet<IpAddr>>) -> Result<(), NetlinkError> {
+    /// Sets the destinations to know the way to, and asks at once for the routes of those that are new; and whether the
+    /// table "main" is to be known.
+    pub(super) fn want(
+        &mut self,
+        wanted: Arc<BTreeSet<IpAddr>>,
+        wants_networks: bool,
+    ) -> Result<(), NetlinkError> {
         self.wanted = wanted;
-        self.read_routes()
+        if wants_networks && !self.wants_networks {
+            self.wants_networks = true;
+            self.read_networks()?;
+        }
+        self.read_routes_unless(|view, destination| view.route(destination))
     }
 
     /// Takes in notifications, reads again what they and time made stale, asks for neighbours that are due.
@@ -181,15 +196,53 @@ impl Session {
     }
 
     fn read_routes(&mut self) -> Result<(), NetlinkError> {
+        if self.wants_networks {
+            self.read_networks()?;
+        }
+        self.read_routes_unless(|_, _| None)
+    }
+
+    /// Asks for the route of every wanted destination for which `known` has none.
+    fn read_routes_unless(
+        &mut self,
+        known: impl Fn(&View, IpAddr) -> Option<Route>,
+    ) -> Result<(), NetlinkError> {
         let mut routes = BTreeMap::new();
         let wanted = Arc::clone(&self.wanted);
         for &destination in wanted.iter() {
-            routes.insert(destination, self.read_route(destination)?);
+            let route = match known(&self.view, destination) {
+                Some(route) => route,
+                None => self.read_route(destination)?,
+            };
+            routes.insert(destination, route);
         }
         self.changed = true;
         for key in self.view.set_routes(routes) {
             self.read_neighbour(key)?;
         }
+        Ok(())
+    }
+
+    /// Reads the table "main". Rules that lead to other tables are not considered.
+    fn read_networks(&mut self) -> Result<(), NetlinkError> {
+        let mut networks = Vec::new();
+        for family in [k::AF_INET, k::AF_INET6] {
+            let fixed = [family, 0, 0, 0, k::RT_TABLE_MAIN, 0, 0, 0, 0, 0, 0, 0];
+            let request =
+                Request::new(k::RTM_GETROUTE, 0, &fixed).number(k::RTA_TABLE, u32::from(k::RT_TABLE_MAIN));
+            match self.netlink.dump("list the routes", &request, NetworkRoute::decode) {
+                Ok(rows) => networks.extend(rows),
+                // No such table, no such family: no route in it.
+                Err(error) if error.refusal().is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if networks.len() > MAX_ROUTES {
+            let left_out = networks.len() - MAX_ROUTES;
+            tracing::error!(left_out, limit = MAX_ROUTES, "too many routes to mirror");
+            networks.truncate(MAX_ROUTES);
+        }
+        self.view.set_networks(networks);
         Ok(())
     }
 

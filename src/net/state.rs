@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::forward::NextHop;
+use crate::forward::{NextHop, Routes, Way};
 use crate::types::{MacAddress, PortId, Prefix};
 
 /// One of the director's interfaces, as the kernel has it now. Followed by name: an interface that went away
@@ -48,6 +49,10 @@ pub struct NetworkState {
     /// The source address that the host itself would use towards each of them, where it has one: the outer
     /// source of a tunnel.
     pub sources: HashMap<IpAddr, IpAddr>,
+    /// The table "main", where it was asked for: which route leads to an address, as an index of `ways`.
+    pub routes: Arc<Routes>,
+    /// The ways that these routes lead.
+    pub ways: Vec<Way>,
 }
 
 impl NetworkState {

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::constants as k;
-use super::decode::{InterfaceAddress, Link, NeighbourEntry, Route};
+use super::decode::{InterfaceAddress, Link, NeighbourEntry};
+use super::route::{NetworkRoute, Route};
 use super::state::{NetworkState, PortState};
-use crate::forward::{NextHop, NextHopError, VlanTag};
+use crate::forward::{NextHop, NextHopError, Routes, VlanTag, Way};
 use crate::types::{Family, MacAddress, PortId, Prefix};
 
 /// Most interfaces on top of each other between a port and one that is stacked on it.
@@ -71,6 +73,9 @@ pub(super) struct View {
     addresses: Vec<InterfaceAddress>,
     local: Vec<Prefix>,
     routes: BTreeMap<IpAddr, Route>,
+    /// The table "main": which of `ways` leads to an address.
+    networks: Arc<Routes>,
+    ways: Vec<Route>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
 }
 
@@ -90,6 +95,8 @@ impl View {
             addresses: Vec::new(),
             local: Vec::new(),
             routes: BTreeMap::new(),
+            networks: Arc::default(),
+            ways: Vec::new(),
             neighbours: HashMap::new(),
         }
     }
@@ -116,6 +123,28 @@ impl View {
         self.local = local;
     }
 
+    /// Puts the table "main" in place of what was known. The neighbours that it leads through are looked up with those
+    /// of the next [`set_routes`](Self::set_routes).
+    pub(super) fn set_networks(&mut self, mut networks: Vec<NetworkRoute>) {
+        // Stable: of two that are as good, the kernel takes the first.
+        networks.sort_by_key(|network| network.metric);
+        let mut numbers = HashMap::new();
+        self.ways.clear();
+        let numbered = networks.into_iter().map(|NetworkRoute { prefix, route, .. }| {
+            let number = *numbers.entry(route).or_insert_with(|| {
+                self.ways.push(route);
+                self.ways.len() as u32 - 1
+            });
+            (prefix, number)
+        });
+        self.networks = Arc::new(Routes::new(numbered));
+    }
+
+    /// The route to a wanted destination, as last read.
+    pub(super) fn route(&self, destination: IpAddr) -> Option<Route> {
+        self.routes.get(&destination).copied()
+    }
+
     /// Puts the routes to all wanted destinations in place of what was known. Neighbours that no route leads
     /// through any more are forgotten; the new ones are given back, to be looked up.
     pub(super) fn set_routes(&mut self, routes: BTreeMap<IpAddr, Route>) -> Vec<NeighbourKey> {
@@ -124,6 +153,7 @@ impl View {
             .routes
             .iter()
             .filter_map(|(&destination, &route)| self.neighbour_of(destination, route))
+            .chain(self.ways.iter().filter_map(|&way| self.gateway_of(way)))
             .collect();
         needed.sort_unstable();
         needed.dedup();
@@ -231,6 +261,27 @@ impl View {
         }
     }
 
+    /// The gateway of a route to a network, where it has one.
+    fn gateway_of(&self, route: Route) -> Option<NeighbourKey> {
+        match route {
+            Route::Via { gateway: Some(gateway), .. } => self.neighbour_of(gateway, route),
+            _ => None,
+        }
+    }
+
+    /// The way that a route to a network leads.
+    fn way(&self, route: Route) -> Way {
+        match route {
+            Route::Via { gateway: Some(gateway), .. } => Way::Through(self.next_hop(gateway, route)),
+            Route::Via { link, gateway: None, .. } => match self.exit(link) {
+                Some(_) => Way::OnLink,
+                None => Way::Through(NextHop::Failed(NextHopError::ForeignInterface)),
+            },
+            Route::Local => Way::Through(NextHop::Local),
+            Route::None => Way::Through(NextHop::Failed(NextHopError::NoRoute)),
+        }
+    }
+
     /// The way to `destination`, whose route is `route`.
     fn next_hop(&self, destination: IpAddr, route: Route) -> NextHop {
         let (index, mtu) = match route {
@@ -273,6 +324,8 @@ impl View {
         // The order in which the kernel lists them says nothing: two listings that differ in it are equal.
         state.local_networks.sort_unstable_by_key(|network| (network.address, network.length));
         state.ports = self.ports.iter().map(|port| self.port_state(port)).collect();
+        state.routes = Arc::clone(&self.networks);
+        state.ways = self.ways.iter().map(|&way| self.way(way)).collect();
         for (&destination, &route) in &self.routes {
             state.next_hops.insert(destination, self.next_hop(destination, route));
             if let Route::Via { source: Some(source), .. } = route {

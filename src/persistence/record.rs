@@ -98,20 +98,13 @@ impl<'a, F: FlowFamily> Record<'a, F> {
         differs == 0
     }
 
-    fn address_words(&self) -> [u64; 4] {
-        [0, 1, 2, 3].map(|index: usize| {
-            self.addresses.get(index).map_or(0, |word: &AtomicU64| word.load(Ordering::Relaxed))
-        })
-    }
-
     /// The client as far as it counts, and the virtual address or the mark.
     pub(super) fn addresses(&self) -> (IpAddr, IpAddr) {
-        F::unpack(&self.address_words())
+        F::unpack(&F::load(self.addresses))
     }
 
     pub(super) fn hash(&self, key: HashKey) -> u64 {
-        let (client, destination) = self.addresses();
-        F::pack(client, destination).map_or(0, |addresses| F::hash(key, &addresses, self.load(PORTS)))
+        F::hash(key, &F::load(self.addresses), self.load(PORTS))
     }
 
     /// Virtual port and protocol number.

@@ -118,6 +118,8 @@ impl Bench {
         let shared = Shared::new(Capacity { workers: 1, ..capacity }, KEYS)?;
         let mut state = State::new(Arc::clone(&shared), BEGINNING);
         state.set_interfaces(topology.interfaces().iter().map(|interface| interface.name.clone()).collect());
+        // Every frame comes here.
+        state.permit_masquerading();
         Ok(Self {
             state,
             director: Director::new(shared, 0),

@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::director::{Network, PortLink};
-use crate::forward::{NextHop, NextHopError};
+use crate::forward::{NextHop, NextHopError, Routes, Way};
 use crate::service::ServerId;
 use crate::types::{Family, MacAddress, PortId, Prefix};
 
@@ -190,13 +191,37 @@ impl Topology {
             }
             next_hops[server.index()] = self.way(address);
         }
-        let port = |interface: &Interface| PortLink { addresses: vec![interface.mac], mtu: MTU };
+        let port = |interface: &Interface| PortLink {
+            addresses: vec![interface.mac],
+            networks: interface.addresses.clone(),
+            mtu: MTU,
+        };
+        let (routes, ways) = self.routes();
         Network {
             ports: self.interfaces.iter().map(port).collect(),
             local: self.local.clone(),
             local_networks: Vec::new(),
             next_hops,
+            routes: Arc::new(routes),
+            ways,
+            clients: self.neighbours.keys().map(|&client| (client, self.way(client))).collect(),
         }
+    }
+
+    /// The ways to clients: straight to those in an interface's network or known as neighbours, else by the gateways.
+    fn routes(&self) -> (Routes, Vec<Way>) {
+        const ON_LINK: u32 = 0;
+        let mut ways = vec![Way::OnLink];
+        let networks = self.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
+        let networks = networks.filter(|network| *network != Prefix::host(network.address));
+        let neighbours = self.neighbours.keys().map(|&neighbour| Prefix::host(neighbour));
+        let mut routes: Vec<_> = networks.chain(neighbours).map(|prefix| (prefix, ON_LINK)).collect();
+        for (&gateway, number) in self.gateways.iter().zip(1..) {
+            let everything = Prefix::new(gateway, 0);
+            routes.push((everything, number));
+            ways.push(Way::Through(self.way(gateway)));
+        }
+        (Routes::new(routes), ways)
     }
 }
 
@@ -242,6 +267,12 @@ mod tests {
         assert_eq!(way("192.0.2.8"), "0 1 to 1", "by the gateway");
         assert_eq!(way("2001:db8::1"), "Failed(NoRoute)", "a gateway of the other family");
         assert_eq!(way("10.88.0.100"), "Local");
+        let network = topology.network([].into_iter());
+        let client = |address: &str| network.way_to_client(address.parse().unwrap()).copied();
+        assert_eq!(client("10.88.2.12"), None, "a neighbour that nobody knows");
+        for known in ["10.88.2.11", "192.0.2.7", "192.0.2.8", "2001:db8::1"] {
+            assert_eq!(client(known), Some(topology.way(known.parse().unwrap())), "{known}");
+        }
         let network = topology.network([(ServerId(2), "10.88.2.11".parse().unwrap())].into_iter());
         assert!(matches!(network.next_hop(ServerId(2)), NextHop::Ready { .. }));
         assert_eq!(*network.next_hop(ServerId(1)), NextHop::Resolving, "not configured when it was asked");

@@ -87,6 +87,19 @@ impl CounterBlock {
         bump(&self.in_bytes, u64::from(bytes));
     }
 
+    /// Counts a packet of `bytes` from a real server.
+    #[inline]
+    pub fn packet_out(&self, bytes: u32) {
+        bump(&self.out_packets, 1);
+        bump(&self.out_bytes, u64::from(bytes));
+    }
+
+    /// Counts `bytes` more of a packet from a real server that was counted without them.
+    #[inline]
+    pub fn more_out(&self, bytes: u32) {
+        bump(&self.out_bytes, u64::from(bytes));
+    }
+
     /// The values now; each is exact, all of them not necessarily of one moment.
     pub fn read(&self) -> Traffic {
         Traffic {

@@ -10,6 +10,8 @@ use super::{RealServer, ServiceId};
 /// Most real servers at a time, over all services, those whose connections outlive them included.
 pub const MAX_REAL_SERVERS: usize = 65_536;
 
+const _: () = assert!(MAX_REAL_SERVERS <= 1 << 16, "a connection has 16 bits for its real server");
+
 /// Names a real server of one service for as long as it, or a connection to it, lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServerId(pub u32);

@@ -13,7 +13,8 @@ use uvs::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use uvs::wire::{Outcome, parse};
 
 use crate::director::{
-    Bench, EMPTY, MARKED, NO_SERVICE, PERSISTENT, SCHEDULED, UNREACHABLE, UNRESOLVED, packet,
+    Bench, EMPTY, MARKED, MASQUERADED, NO_SERVICE, PERSISTENT, SCHEDULED, UNREACHABLE, UNRESOLVED, packet,
+    replies,
 };
 
 const CLIENTS: u16 = 500;
@@ -82,6 +83,13 @@ fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let mut lone = fragments(0..CLIENTS, port, true);
     lone.retain(|frame| matches!(parse(frame), Outcome::Packet(packet) if !packet.has_transport_header()));
     kinds.push(("fragments whose first never comes, and too many of them", lone));
+    kinds.push(("masqueraded", frames(0..CLIENTS, MASQUERADED, SYN)));
+    let answers = (0..CLIENTS).flat_map(|client| {
+        [false, true].into_iter().flat_map(move |ipv6| replies(ipv6, client, 1024 + client, SYN | ACK))
+    });
+    kinds.push(("replies, translated, held or unknown", answers.collect()));
+    kinds.push(("masqueraded, reset", frames(0..CLIENTS, MASQUERADED, RST)));
+    kinds.push(("masqueraded, new ones on old ports", frames(0..CLIENTS, MASQUERADED, SYN)));
     let mut torn = frames(0..100, port, ACK);
     for (index, frame) in torn.iter_mut().enumerate() {
         frame.truncate(index % frame.len());
@@ -109,6 +117,9 @@ fn a_director_that_is_up_allocates_nothing() {
     }
     let counts = bench.director.frame_counts();
     assert!(counts.held > 0 && counts.transmitted > 0 && counts.to_host > 0, "{counts:?}");
+    let traffic = |id| bench.director.shared().service_traffic(uvs::service::ServiceId(id));
+    let replies: u64 = (0..200).map(|id| traffic(id).out_packets).sum();
+    assert_eq!(replies, 2 * u64::from(CLIENTS), "of both families, one server's each");
     // A verdict of each kind was among them.
     assert!(counts.dropped.iter().filter(|count| **count > 0).count() >= 4, "{counts:?}");
     assert!(bench.director.is_conserved(), "{counts:?}");

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use uvs::director::{
     BATCH_SIZE, Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared, Verdict,
 };
-use uvs::forward::{NextHop, NextHopError};
+use uvs::forward::{NextHop, NextHopError, Routes, Way};
 use uvs::persistence::{ClientMask, Persistence};
 use uvs::scheduler;
 use uvs::service::marks::{MarkRule, MarkRules, MarkTarget, PortMatch, PortSide, RuleCounters};
@@ -29,8 +29,8 @@ const SERVERS: u32 = 4;
 const CHUNKS: u32 = 1536;
 
 /// Virtual ports, all of the same address: one for each scheduler, and one whose servers' link addresses are not
-/// known, one whose servers cannot be reached, one without servers, one that has a service by mark, and one that is
-/// persistent.
+/// known, one whose servers cannot be reached, one without servers, one that has a service by mark, one that is
+/// persistent, and one whose servers are masqueraded.
 #[rustfmt::skip]
 pub(crate) const SCHEDULED: [(&str, u16); 14] = [
     ("rr", 80), ("wrr", 81), ("wlc", 82), ("sh", 83), ("lc", 84), ("lblc", 85), ("lblcr", 86), ("dh", 87), ("sed", 88),
@@ -44,6 +44,9 @@ pub(crate) const MARKED: u16 = 97;
 pub(crate) const PERSISTENT: u16 = 98;
 /// How long they do after their last connection.
 pub(crate) const PERSISTENCE: Duration = Duration::from_secs(30);
+pub(crate) const MASQUERADED: u16 = 100;
+/// The port of masqueraded servers.
+const SERVER_PORT: u16 = 8100;
 pub(crate) const NO_SERVICE: u16 = 99;
 
 pub(crate) struct Bench {
@@ -60,10 +63,19 @@ impl Bench {
         let capacity = Capacity { connections, servers: 512, workers: 1 };
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let network = Network {
-            ports: vec![PortLink { addresses: vec![MacAddress(MAC)], mtu: 1500 }; PORTS],
+            ports: vec![
+                PortLink { addresses: vec![MacAddress(MAC)], networks: Vec::new(), mtu: 1500 };
+                PORTS
+            ],
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 512],
+            // Clients behind a gateway, but for those of IPv6, who are neighbours.
+            routes: Arc::new(Routes::new(
+                [("0.0.0.0/0", 0), ("::/0", 1)].map(|(prefix, route)| (prefix.parse().unwrap(), route)),
+            )),
+            ways: vec![Way::Through(ready(0)), Way::OnLink],
+            ..Network::default()
         };
         let mut bench = Self {
             director: Director::new(shared, 0),
@@ -77,7 +89,8 @@ impl Bench {
         let mut ids = 0..;
         for address in [IpAddr::from(VIP), IpAddr::from(VIP6)] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let special = [("rr", UNRESOLVED), ("rr", UNREACHABLE), ("rr", EMPTY), ("rr", PERSISTENT)];
+                let special =
+                    [UNRESOLVED, UNREACHABLE, EMPTY, PERSISTENT, MASQUERADED].map(|port| ("rr", port));
                 for (scheduler, port) in SCHEDULED.into_iter().chain(special) {
                     let key = ServiceKey::Address { protocol, address, port };
                     let id = ServiceId(ids.next().unwrap());
@@ -128,8 +141,13 @@ impl Bench {
                 UNREACHABLE => {}
                 _ => self.network.next_hops[server.index()] = ready(number),
             }
-            let address = IpAddr::from([10, 0, 2, 10 + number as u8]);
-            let method = ForwardingMethod::DirectRouting;
+            let address = server_address(key.family() == Family::V6, number as u8);
+            let (method, port) = match port {
+                MASQUERADED => (ForwardingMethod::Masquerading, SERVER_PORT),
+                port => (ForwardingMethod::DirectRouting, port),
+            };
+            slot.set_endpoint(address, port);
+            slot.set_method(method);
             chooser.add(&shared.slots, RealServer { id: server, address, port, method });
         }
         let sticky = Persistence { timeout: PERSISTENCE, mask: ClientMask::ALL };
@@ -208,16 +226,37 @@ fn ready(number: u32) -> NextHop {
     }
 }
 
+fn server_address(ipv6: bool, number: u8) -> IpAddr {
+    match ipv6 {
+        false => [10, 0, 2, 10 + number].into(),
+        true => [0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10 + number].into(),
+    }
+}
+
+/// What every server of [`MASQUERADED`] might answer to a client's port: the one that has the client's connection, and
+/// those that have not.
+pub(crate) fn replies(ipv6: bool, client: u16, port: u16, flags: u8) -> impl Iterator<Item = Vec<u8>> {
+    (0..SERVERS as u8).map(move |number| {
+        let transport = Transport::tcp_with(SERVER_PORT, port, flags);
+        let [high, low] = client.to_be_bytes();
+        let build = match server_address(ipv6, number) {
+            IpAddr::V4(server) => Build::ipv4(server.octets(), [10, 9, high, low]),
+            IpAddr::V6(server) => Build::ipv6(server.octets(), client6(client)),
+        };
+        build.destination_mac(MAC).transport(transport).frame()
+    })
+}
+
+fn client6(client: u16) -> [u8; 16] {
+    let mut address = VIP6;
+    address[8] = 7;
+    address[14..].copy_from_slice(&client.to_be_bytes());
+    address
+}
+
 /// A packet of client `client` (of 2^16) to the virtual address of its family.
 pub(crate) fn packet(ipv6: bool, client: u16, transport: Transport) -> Build {
     let [high, low] = client.to_be_bytes();
-    let build = if ipv6 {
-        let mut source = VIP6;
-        source[8] = 7;
-        source[14..].copy_from_slice(&[high, low]);
-        Build::ipv6(source, VIP6)
-    } else {
-        Build::ipv4([10, 9, high, low], VIP)
-    };
+    let build = if ipv6 { Build::ipv6(client6(client), VIP6) } else { Build::ipv4([10, 9, high, low], VIP) };
     build.destination_mac(MAC).transport(transport)
 }

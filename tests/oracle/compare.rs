@@ -1,5 +1,8 @@
 //! What counts as the same: the rules of the recordings' own replay, and no others.
 
+use uvs::wire::transport::Checked;
+use uvs::wire::{self, Outcome as Parse};
+
 use super::lab::Outcome;
 
 /// The one's complement sum of `bytes`, added to `sum`, folded.
@@ -27,6 +30,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
 
 fn is_v4(packet: &[u8]) -> bool {
     packet[0] >> 4 == 4
@@ -115,8 +119,13 @@ pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> Comparable {
     if let Layout { protocol, transport: Some(at), .. } = layout(&bytes) {
         match protocol {
             TCP if bytes.len() >= at + 18 => bytes[at + 16..at + 18].fill(0),
-            UDP if bytes.len() >= at + 8 && bytes[at + 6..at + 8] != [0, 0] => {
+            UDP if bytes.len() >= at + 8
+                && (bytes[at + 6..at + 8] != [0, 0] || is_translated_without_checksum(&bytes, cause)) =>
+            {
                 bytes[at + 6..at + 8].copy_from_slice(&[0, 1]);
+            }
+            SCTP if bytes.len() >= at + 12 && is_translated_with_a_wrong_crc(&bytes, cause) => {
+                bytes[at + 8..at + 12].fill(0);
             }
             ICMP => {
                 bytes[at + 2..at + 4].fill(0);
@@ -129,6 +138,24 @@ pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> Comparable {
         }
     }
     (frame[..6].to_vec(), bytes, right)
+}
+
+/// Whether a packet is `cause` with other addresses, and the CRC of that is wrong: the kernel makes it right, the director
+/// leaves it as wrong as it was, so that the receiver notices.
+fn is_translated_with_a_wrong_crc(bytes: &[u8], cause: &[u8]) -> bool {
+    let translated = packet(cause)
+        .is_some_and(|cause| is_v4(cause) == is_v4(bytes) && addresses(cause) != addresses(bytes));
+    let Parse::Packet(parsed) = wire::parse(cause) else { return false };
+    translated && wire::transport::verify(cause, &parsed) == Checked::Wrong
+}
+
+/// Whether a UDP packet is `cause` with other addresses, and that has no checksum: the kernel fills one in, the director
+/// leaves it out over IPv4, which is a difference that its documentation lists.
+fn is_translated_without_checksum(bytes: &[u8], cause: &[u8]) -> bool {
+    packet(cause).filter(|cause| is_v4(cause) && is_v4(bytes)).is_some_and(|cause| {
+        let Layout { protocol, transport: Some(at), .. } = layout(cause) else { return false };
+        protocol == UDP && cause.get(at + 6..at + 8) == Some(&[0, 0]) && addresses(cause) != addresses(bytes)
+    })
 }
 
 /// Whether `answer` is what the host's own stack answers to `cause`: a reset, an unreachable port or protocol, an echo.
@@ -146,6 +173,16 @@ pub(crate) fn is_host_answer(answer: &[u8], cause: &[u8]) -> bool {
         ICMPV6 => matches!(answer[at..at + 2], [1, 4] | [4, 1] | [129, 0]),
         _ => false,
     }
+}
+
+/// Whether `answer` is `cause` as a router sends it on, one hop older: the host does that.
+pub(crate) fn is_routed(answer: &[u8], cause: &[u8]) -> bool {
+    let (Some(answer), Some(cause)) = (packet(answer), packet(cause)) else { return false };
+    let mut expected = cause.to_vec();
+    let (lifetime, checksum) = if is_v4(cause) { (8, 10..12) } else { (7, 0..0) };
+    expected[lifetime] = expected[lifetime].wrapping_sub(1);
+    expected[checksum.clone()].copy_from_slice(&answer[checksum]);
+    answer == expected
 }
 
 /// Whether the packet is a TCP segment that resets: nobody answers that.

@@ -17,35 +17,15 @@ use Sign::{Differs, Refused};
 /// Of `cases`.
 pub(crate) const CASES: &[Later] = &[
     (
-        "NAT",
-        Refused("NAT (-m)"),
-        &[
-            "conn-reuse-nat-1",
-            "frag-nat",
-            "ftp-nat",
-            "icmp-nat",
-            "nat-icmp-send",
-            "nat-tcp-states",
-            "sctp-icmp-nat",
-            "sctp-nat",
-            "sctp-nat-after-abort",
-            "sctp-nat-after-cookie-ack",
-            "sctp-nat-after-cookie-echo",
-            "sctp-nat-after-error",
-            "sctp-nat-after-init",
-            "sctp-nat-after-init-ack",
-            "sctp-nat-after-shutdown",
-            "udp-nat",
-            "v6-frag-nat",
-            "v6-icmp-nat",
-            "v6-nat-headers",
-            "v6-nat-icmp-send",
-            "v6-nat-tcp-states",
-            "v6-nat-tcp-states-client-close",
-            "v6-nat-too-big",
-            "v6-sctp-nat",
-            "v6-udp-nat",
-        ],
+        "NAT of ICMP errors, or of fragments",
+        Differs,
+        &["frag-nat", "icmp-nat", "sctp-icmp-nat", "v6-frag-nat", "v6-icmp-nat"],
+    ),
+    ("the FTP helper", Refused("conntrack other than '0': the host's connection tracking"), &["ftp-nat"]),
+    (
+        "nat_icmp_send",
+        Refused("nat_icmp_send other than '0': answering servers that have no connection"),
+        &["nat-icmp-send", "v6-nat-icmp-send"],
     ),
     (
         "tunnelling",
@@ -82,7 +62,7 @@ pub(crate) const CASES: &[Later] = &[
         &["sctp-sloppy"],
     ),
     ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
-    ("answering what is too big", Differs, &["v6-dr-too-big"]),
+    ("answering what is too big", Differs, &["v6-dr-too-big", "v6-nat-too-big"]),
     ("forwarding ICMP errors", Differs, &["icmp-dr", "v6-icmp-dr"]),
 ];
 
@@ -92,7 +72,6 @@ pub(crate) const SEQUENCES: &[Later] = &[];
 /// Command lines of `text/errors.txt` that the kernel took or refused for reasons of its own, and that are refused here
 /// for want of a feature.
 pub(crate) const ERRORS: &[(&str, &str)] = &[
-    ("ipvsadm -a -t 10.88.0.103:80 -r 10.88.2.12:99 -m", "NAT (-m)"),
     ("ipvsadm -a -t 10.88.0.100:80 -r [fd88::11]:80 -i", "tunnelling (-i)"),
     ("ipvsadm -a -t [fd88::100]:80 -r 10.88.2.11:80 -i", "tunnelling (-i)"),
     ("ipvsadm -A -t 10.88.7.11:80 -s rr --pe sip", "the persistence engine 'sip' (--pe)"),

@@ -52,6 +52,8 @@ pub struct State {
     service_uses: Vec<u32>,
     configuration: Configuration,
     changed: bool,
+    permits_masquerading: bool,
+    masquerades: bool,
     /// Counts changes of what [`wanted`](Self::wanted) and [`steered`](Self::steered) say.
     version: u64,
     /// Where the walk that ends connections of removed real servers stands, and whether another is to follow.
@@ -139,6 +141,8 @@ impl State {
             trash: HashMap::new(),
             configuration: Configuration::default(),
             changed: false,
+            permits_masquerading: false,
+            masquerades: false,
             version: 0,
             ending: None,
             ending_again: false,
@@ -181,6 +185,17 @@ impl State {
             | Command::Help
             | Command::Version => Err(ControlError::Refused("it changes nothing".to_owned())),
         }
+    }
+
+    /// From now on, takes real servers that are to be masqueraded (`-m`): whoever calls this lets the director see their
+    /// replies, which a service's own frames do not include.
+    pub fn permit_masquerading(&mut self) {
+        self.permits_masquerading = true;
+    }
+
+    /// Whether any real server was masqueraded so far: then the packet path needs the ways to clients.
+    pub fn masquerades(&self) -> bool {
+        self.masquerades
     }
 
     /// Hands the state to the packet path: it takes effect with each worker's next batch.

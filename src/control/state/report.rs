@@ -160,7 +160,7 @@ fn connections<F: FlowFamily>(
             state: lifecycle.state.name(protocol).to_owned(),
             client: (client, client_port),
             service: (destination, virtual_port),
-            server: (*server, record.target().0),
+            server: (*server, record.target().1),
             engine: None,
         });
     })

@@ -10,15 +10,20 @@ use crate::service::{RealServer, ServerId, Service, ServiceId};
 use crate::types::{Family, ForwardingMethod, Instant, ServiceKey};
 
 /// What the kernel refuses, and what is not built yet (`ip_vs_add_dest`).
-fn check(key: &ServiceKey, address: IpAddr, spec: &ServerSpec) -> Result<(), ControlError> {
+fn check(
+    key: &ServiceKey,
+    address: IpAddr,
+    spec: &ServerSpec,
+    permits_masquerading: bool,
+) -> Result<(), ControlError> {
     let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
     if spec.lower_threshold > spec.upper_threshold {
         return Err(ControlError::OutOfRange);
     }
     match spec.method {
-        ForwardingMethod::Masquerading => return refuse("NAT (-m)"),
+        ForwardingMethod::Masquerading if !permits_masquerading => return refuse("NAT (-m)"),
         ForwardingMethod::Tunnel => return refuse("tunnelling (-i)"),
-        ForwardingMethod::Local | ForwardingMethod::DirectRouting => (),
+        ForwardingMethod::Masquerading | ForwardingMethod::Local | ForwardingMethod::DirectRouting => (),
     }
     let unicast = match address {
         IpAddr::V4(address) => {
@@ -33,7 +38,8 @@ fn check(key: &ServiceKey, address: IpAddr, spec: &ServerSpec) -> Result<(), Con
 }
 
 impl State {
-    fn apply(&self, id: ServerId, spec: &ServerSpec) {
+    fn apply(&mut self, id: ServerId, spec: &ServerSpec) {
+        self.masquerades |= spec.method == ForwardingMethod::Masquerading;
         let slot = self.shared.slots.get(id);
         slot.set_weight(spec.weight);
         slot.set_thresholds(spec.upper_threshold, spec.lower_threshold);
@@ -52,7 +58,7 @@ impl State {
         if service.servers.iter().any(|server| (server.address, server.port) == (address, port)) {
             return Err(ControlError::ServerExists);
         }
-        check(key, address, spec)?;
+        check(key, address, spec, self.permits_masquerading)?;
         let Service { id, chooser, .. } = &*service.service;
         let (service, chooser) = (*id, Arc::clone(chooser));
         let mut entry = match self.take_from_trash(key, address, port, service) {
@@ -106,10 +112,11 @@ impl State {
         port: u16,
         spec: &ServerSpec,
     ) -> Result<(), ControlError> {
+        let permits_masquerading = self.permits_masquerading;
         let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
         let server = entry.servers.iter_mut().find(|server| (server.address, server.port) == (address, port));
         let server = server.ok_or(ControlError::NoSuchServer)?;
-        check(key, address, spec)?;
+        check(key, address, spec, permits_masquerading)?;
         server.spec = *spec;
         let id = server.id;
         let chooser = Arc::clone(&entry.service.chooser);

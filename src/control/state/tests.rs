@@ -359,6 +359,7 @@ fn connections_of_removed_servers_are_ended_where_a_setting_says_so() {
         let key = FlowKey::new([client], 6, 4000, 80);
         let new = NewConnection {
             server,
+            address: [10, 0, 0, 1].into(),
             port: 80,
             method: ForwardingMethod::DirectRouting,
             flags: Flags::INACTIVE,

@@ -55,7 +55,7 @@ fn the_packets_port_is_kept_and_the_mark_comes_first() {
     lab.add_marks(Family::V4, &[rule(AddressMatch::prefix(VIP.into(), 32, false), 80)]);
     let sent = lab.one(to_port(80, SYN));
     assert_eq!((sent.verdict, &sent.frame[..6]), (Verdict::Transmit(INSIDE), &server_mac(9).0[..]));
-    lab.shared().ipv4.visit(0, 100, lab.now, |_, _, record| assert_eq!(record.target().0, 80));
+    lab.shared().ipv4.visit(0, 100, lab.now, |_, _, record| assert_eq!(record.target().1, 80));
     assert_eq!(lab.shared().ipv4.alive(), 1);
     assert_eq!(lab.counts(9), (1, 0));
     let traffic = lab.shared().service_traffic(ServiceId(9));

@@ -6,6 +6,7 @@ mod forwarding;
 mod fragments;
 mod host;
 mod marks;
+mod masquerading;
 mod persistence;
 mod splits;
 mod states;
@@ -21,7 +22,7 @@ use crate::conn::State;
 use crate::forward::NextHopError;
 use crate::scheduler;
 use crate::service::marks::MarkRules;
-use crate::service::{Chooser, RealServer, Service, ServiceId, ServiceTable};
+use crate::service::{Chooser, RealServer, ServerId, Service, ServiceId, ServiceTable};
 use crate::sys::frames::Frame;
 use crate::types::{Duration, ForwardingMethod, HashKey, MacAddress, PortId, Protocol, ServiceKey, VlanTag};
 use crate::wire::build::{Build, Transport};
@@ -79,11 +80,12 @@ impl Lab {
         let shared = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
         let mut network = Network {
             ports: [DIRECTOR_OUTSIDE, DIRECTOR_INSIDE]
-                .map(|mac| PortLink { addresses: vec![MacAddress(mac)], mtu: 1500 })
+                .map(|mac| PortLink { addresses: vec![MacAddress(mac)], networks: Vec::new(), mtu: 1500 })
                 .to_vec(),
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 64],
+            ..Network::default()
         };
         let mut services = Vec::new();
         for (index, (protocol, port, vip)) in [
@@ -106,6 +108,8 @@ impl Lab {
                 network.next_hops[server.index()] = ready(number);
                 let address = IpAddr::from([10, 88, 2, 10 + number as u8]);
                 let method = ForwardingMethod::DirectRouting;
+                slot.set_endpoint(address, port);
+                slot.set_method(method);
                 chooser.add(&shared.slots, RealServer { id: server, address, port, method });
             }
             let key = ServiceKey::Address { protocol, address: vip, port };
