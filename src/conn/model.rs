@@ -240,10 +240,24 @@ impl Worker {
     }
 }
 
+/// Two flows of which each has its entry in the bucket where the other's replies have theirs: whoever locks them in the
+/// order of its own entries waits for the other for ever.
+fn crossing_flows() -> [u16; 2] {
+    let world = World::new(2);
+    let buckets =
+        |port: u16| [flow(port), reply(port)].map(|key| world.table.bucket_start(world.table.hash(&key)));
+    let crossing = |one: u16, other: u16| {
+        let ([own, replies], [other_own, other_replies]) = (buckets(one), buckets(other));
+        own == other_replies && replies == other_own && own != replies
+    };
+    let pairs = (100..400).flat_map(|one| (one + 1..400).map(move |other| [one, other]));
+    pairs.into_iter().find(|&[one, other]| crossing(one, other)).expect("among so many")
+}
+
 /// Two look-ups, by what the client sends and by what the real server sends, agree.
 #[test]
 fn a_masqueraded_connection_is_found_both_ways_or_neither() {
-    let model = |flows: &'static [u16]| {
+    let model = |flows: [u16; 2]| {
         let world = World::new(2);
         let threads: Vec<_> = (0..3)
             .map(|number| {
@@ -251,7 +265,7 @@ fn a_masqueraded_connection_is_found_both_ways_or_neither() {
                 worker.method = ForwardingMethod::Masquerading;
                 thread::spawn(move || {
                     for _ in 0..3 {
-                        worker.masqueraded_batch(flows);
+                        worker.masqueraded_batch(&flows);
                     }
                     worker.world.epochs.leave(worker.number);
                     worker
@@ -270,10 +284,13 @@ fn a_masqueraded_connection_is_found_both_ways_or_neither() {
         assert!(flows.iter().all(|&port| workers[0].find_key(&reply(port)).is_none()));
         assert!(world.table.is_blank(), "an entry was left");
     };
-    shuttle::check_random(move || model(&[0, 1]), 300);
-    shuttle::check_pct(move || model(&[0, 1]), 700, 3);
-    shuttle::check_random(move || model(&[0, TWIN]), 300);
-    shuttle::check_pct(move || model(&[0, TWIN]), 700, 3);
+    shuttle::check_random(move || model([0, TWIN]), 300);
+    shuttle::check_pct(move || model([0, TWIN]), 700, 3);
+    // Looked for once, though only an execution of the model may do so.
+    let found = Arc::new(std::sync::OnceLock::new());
+    let again = Arc::clone(&found);
+    shuttle::check_random(move || model(*found.get_or_init(crossing_flows)), 300);
+    shuttle::check_pct(move || model(*again.get_or_init(crossing_flows)), 700, 3);
 }
 
 /// One worker shortens a connection's life while the other's wheel looks at it; the record goes from one use to the
