@@ -15,6 +15,6 @@ pub mod namespace;
 pub mod netlink;
 pub mod packet;
 pub mod signals;
-mod sockopt;
+pub mod sockopt;
 pub mod tun;
 pub mod xsk;

@@ -21,3 +21,12 @@ pub(super) fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> 
     // SAFETY: an integer holds no pointers; an option that wants another size refuses it.
     unsafe { set(fd, level, name, &value) }
 }
+
+/// Lets `bind` to port 0 leave the choice of the port to `connect` (IP_BIND_ADDRESS_NO_PORT), which goes through all
+/// ports before it takes one again.
+///
+/// # Errors
+/// Those of `setsockopt`.
+pub fn bind_address_no_port(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}

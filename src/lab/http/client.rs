@@ -2,9 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use crate::sys::sockopt::bind_address_no_port;
 
 use super::{invalid, read_head};
 
@@ -81,6 +84,8 @@ pub fn get_from(
 ) -> io::Result<Response> {
     let deadline = Instant::now() + timeout;
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    // A port that an earlier connection had would be taken for that one, by the director as by a kernel's IPVS.
+    bind_address_no_port(socket.as_fd())?;
     rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
     // It bounds the connecting, too (`man 7 socket`).
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
