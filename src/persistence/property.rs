@@ -3,22 +3,44 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::conn::{FlowKey, Ipv4};
+use crate::conn::Ipv4;
 use crate::service::{ServerId, ServerSlots};
-use crate::types::{Duration, HashKey, Instant, Protocol, ServiceKey};
+use crate::types::{Duration, Family, HashKey, Instant, Protocol, ServiceKey};
 
 const SERVERS: u32 = 3;
-const VIP: u64 = 0x0a58_0064;
+const VIP: u32 = 0x0a58_0064;
 const START: Instant = Instant::from_nanos(1_000_000_000);
 /// Moments are this far from a whole second after one another, once more for each: so none of the first 24 comes within
 /// a timer's resolution after a deadline, where it would be a matter of luck what happens first.
 const OFFSET: Duration = Duration::from_millis(40);
 const MOMENTS: u32 = 24;
 
+/// What a connection is to, as far as templates tell apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wanted {
+    /// A service of this port: a template of its own.
+    Port(u16),
+    /// A service with port 0: one template for all ports of a protocol.
+    AllPorts(Protocol),
+    /// A service by this mark: one template for all protocols and ports.
+    Mark(u32),
+}
+
+impl Wanted {
+    /// Protocol number, virtual address or mark, and port of its template.
+    fn of_template(self) -> (u8, u32, u16) {
+        match self {
+            Self::Port(port) => (Protocol::Tcp.number(), VIP, port),
+            Self::AllPorts(protocol) => (protocol.number(), VIP, 0),
+            Self::Mark(mark) => (0, mark, 0),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
-    /// A new connection of this client to one of two ports.
-    Connect { client: u32, port: u16 },
+    /// A new connection of this client, by this protocol and to this port, of a service of the kind.
+    Connect { client: u32, wanted: Wanted, packet: (Protocol, u16) },
     /// The connection at this place of the list ends; by giving way to others, or on its own.
     End { which: usize, gives_way: bool },
     /// It is established.
@@ -40,7 +62,7 @@ enum Operation {
 fn operation() -> impl Strategy<Value = Operation> {
     use Operation::*;
     prop_oneof![
-        6 => (0_u32..6, prop_oneof![Just(80), Just(443)]).prop_map(|(client, port)| Connect { client, port }),
+        6 => (0_u32..6, wanted()).prop_map(|(client, (wanted, packet))| Connect { client, wanted, packet }),
         4 => (any::<usize>(), any::<bool>()).prop_map(|(which, gives_way)| End { which, gives_way }),
         2 => any::<usize>().prop_map(|which| Establish { which }),
         4 => (0_u64..150).prop_map(Pass),
@@ -53,12 +75,24 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn wanted() -> impl Strategy<Value = (Wanted, (Protocol, u16))> {
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let packet = (protocol, prop_oneof![Just(80), Just(443)]);
+    prop_oneof![
+        3 => prop_oneof![Just(80), Just(443)].prop_map(|port| (Wanted::Port(port), (Protocol::Tcp, port))),
+        1 => packet.clone().prop_map(|packet| (Wanted::AllPorts(packet.0), packet)),
+        // One mark looks like the virtual address.
+        3 => (prop_oneof![Just(7), Just(8), Just(VIP)], packet)
+            .prop_map(|(mark, packet)| (Wanted::Mark(mark), packet)),
+    ]
+}
+
 /// The kernel's template, as plain data.
 #[derive(Clone, Debug)]
 struct Plain {
     number: usize,
     client: u32,
-    port: u16,
+    wanted: Wanted,
     server: u32,
     timeout: Duration,
     deadline: Instant,
@@ -105,10 +139,16 @@ impl World {
         }
     }
 
-    fn key(&self, client: u32, port: u16) -> FlowKey<Ipv4> {
-        let service = ServiceKey::Address { protocol: Protocol::Tcp, address: [10, 88, 0, 100].into(), port };
+    fn key(&self, client: u32, wanted: Wanted, (protocol, port): (Protocol, u16)) -> TemplateKey<Ipv4> {
+        let address = |port| ServiceKey::Address { protocol, address: [10, 88, 0, 100].into(), port };
+        let service = match wanted {
+            Wanted::Port(port) => address(port),
+            Wanted::AllPorts(_) => address(0),
+            Wanted::Mark(mark) => ServiceKey::Mark { family: Family::V4, mark },
+        };
         let mask = ClientMask::ipv4(self.mask.into());
-        TemplateKey::<Ipv4>::new(&service, mask, [u64::from(client) << 32 | VIP], 6, port).flow
+        let addresses = [u64::from(client) << 32 | u64::from(VIP)];
+        TemplateKey::new(&service, mask, addresses, protocol.number(), port)
     }
 
     fn is_usable(&self, server: u32) -> bool {
@@ -127,13 +167,13 @@ impl World {
         Some(chosen)
     }
 
-    fn connect(&mut self, client: u32, port: u16) {
-        let key = self.key(client, port);
+    fn connect(&mut self, client: u32, wanted: Wanted, packet: (Protocol, u16)) {
+        let TemplateKey { flow: key, of_one_port } = self.key(client, wanted, packet);
         let masked = client & self.mask;
         let plain = self
             .plain
             .iter()
-            .position(|plain| (plain.client, plain.port) == (masked, port) && !plain.invalid);
+            .position(|plain| (plain.client, plain.wanted) == (masked, wanted) && !plain.invalid);
         let found = self.templates.lock(&key).find(&key, &self.slots, self.now);
         let expected = plain.map(|index| ServerId(self.plain[index].server));
         assert_eq!(found.map(|found| found.server), expected, "where client {client} goes");
@@ -147,13 +187,14 @@ impl World {
                 }
                 let Some(server) = self.choose() else { return };
                 let timeout = Duration::from_secs(self.timeout);
+                let port = if of_one_port { packet.1 } else { 0 };
                 let new = NewTemplate { server: ServerId(server), port, timeout };
                 let id = self.templates.lock(&key).insert(&key, new, &self.slots, self.now).unwrap();
                 self.made += 1;
                 self.plain.push(Plain {
                     number: self.made,
                     client: masked,
-                    port,
+                    wanted,
                     server,
                     timeout,
                     deadline: self.now + timeout,
@@ -165,7 +206,7 @@ impl World {
             }
         };
         self.templates.lock(&key).take_control(id, self.now);
-        let plain = self.plain.iter_mut().rfind(|plain| (plain.client, plain.port) == (masked, port));
+        let plain = self.plain.iter_mut().rfind(|plain| (plain.client, plain.wanted) == (masked, wanted));
         let plain = plain.unwrap();
         plain.controlled += 1;
         plain.deadline = self.now + plain.timeout;
@@ -209,7 +250,7 @@ impl World {
 
     fn apply(&mut self, operation: Operation) {
         match operation {
-            Operation::Connect { client, port } => self.connect(client, port),
+            Operation::Connect { client, wanted, packet } => self.connect(client, wanted, packet),
             Operation::End { which, gives_way } => self.end(which, gives_way),
             Operation::Establish { which } => {
                 if let Some(&(id, number)) = self.connections.get(which % self.connections.len().max(1)) {
@@ -243,22 +284,29 @@ impl World {
         }
     }
 
-    /// What a listing shows: client, port, server, its port, nanoseconds left, assured.
+    /// What a listing shows: client; protocol, virtual address or mark, and port; server, its port; nanoseconds left,
+    /// assured.
     fn check(&self) {
         let mut listed = Vec::new();
         let mut next = Some(0);
         while let Some(start) = next {
             next = self.templates.visit(start, 5, self.now, |walked| {
-                let std::net::IpAddr::V4(client) = walked.client else { panic!("{walked:?}") };
-                let (port, left) = (walked.service.1, walked.remaining.as_nanos());
+                let (std::net::IpAddr::V4(client), (std::net::IpAddr::V4(address), port)) =
+                    (walked.client, walked.service)
+                else {
+                    panic!("{walked:?}")
+                };
+                let service = (walked.protocol, u32::from(address), port);
                 let server = (walked.server.0, walked.server_port);
-                listed.push((u32::from(client), port, server, left, walked.assured));
+                let left = walked.remaining.as_nanos();
+                listed.push((u32::from(client), service, server, left, walked.assured));
             });
         }
         let row = |plain: &Plain| {
-            let port = if plain.invalid { u16::MAX } else { plain.port };
+            let (protocol, address, port) = plain.wanted.of_template();
+            let port = if plain.invalid { u16::MAX } else { port };
             let left = plain.deadline.since(self.now).as_nanos();
-            (plain.client, port, (plain.server, port), left, plain.assured)
+            (plain.client, (protocol, address, port), (plain.server, port), left, plain.assured)
         };
         let mut expected: Vec<_> = self.plain.iter().map(row).collect();
         listed.sort_unstable();
