@@ -264,6 +264,14 @@ fn network(snapshot: &NetworkState, state: &State, clients: &Clients) -> Network
     }
 }
 
+/// A command on one line of the log.
+fn in_words(command: &Command) -> String {
+    match command {
+        Command::Mark(command) => command.to_string(),
+        command => format!("{command:?}"),
+    }
+}
+
 impl Handler for Desk {
     fn handle(&self, request: Request, reply: &mut dyn ReplySink) -> io::Result<()> {
         let Request::Commands(commands) = &request else {
@@ -283,9 +291,9 @@ impl Handler for Desk {
             let answer = |command: &Command| {
                 let answer = desk::command(state, command, clock());
                 match &answer {
-                    Ok(Answer::Done) => tracing::info!(?command, "done"),
+                    Ok(Answer::Done) => tracing::info!(command = in_words(command), "done"),
                     Ok(_) => (),
-                    Err(error) => tracing::info!(?command, %error, "refused"),
+                    Err(error) => tracing::info!(command = in_words(command), %error, "refused"),
                 }
                 answer
             };

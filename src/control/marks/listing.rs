@@ -1,8 +1,8 @@
 //! Rules as `iptables` 1.8.9 prints them: `-L` and `-S`.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
-use super::command::{MarkListOptions, MarkRow};
+use super::command::{MarkCommand, MarkListOptions, MarkRow};
 use super::values::protocol_name;
 use super::{CHAIN, TABLE};
 use crate::control::names::Names;
@@ -206,7 +206,8 @@ pub(crate) fn commands(rows: &[MarkRow], policy: bool, counters: bool) -> String
 /// The lines of a save that bring these rules back, each family's in place of whatever is there then.
 pub(crate) fn save(rows: &[MarkRow]) -> String {
     let mut text = String::new();
-    for (family, option) in [(Family::V4, ""), (Family::V6, " -6")] {
+    for family in [Family::V4, Family::V6] {
+        let option = option(family);
         let mut own = rows.iter().filter(|row| row.rule.family == family).peekable();
         if own.peek().is_some() {
             let _ = writeln!(text, "mark{option} -t {TABLE} -F {CHAIN}");
@@ -218,9 +219,53 @@ pub(crate) fn save(rows: &[MarkRow]) -> String {
     text
 }
 
+/// The command in the words that ask for it, as a log has it: of several rules just the first, for there may be hundreds.
+impl fmt::Display for MarkCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with_rules = |f: &mut fmt::Formatter<'_>, beginning: &str, rules: &[MarkRule]| {
+            let Some((first, others)) = rules.split_first() else { return write!(f, "mark {beginning}") };
+            let family = option(first.family);
+            write!(f, "mark{family} {beginning}{}", words(first, None))?;
+            if others.is_empty() { Ok(()) } else { write!(f, " (and {} more rules)", others.len()) }
+        };
+        let of_family = |f: &mut fmt::Formatter<'_>, letter: char, family: Family, place: Option<u32>| {
+            write!(f, "mark{} -{letter} {CHAIN}", option(family))?;
+            place.map_or(Ok(()), |place| write!(f, " {place}"))
+        };
+        match self {
+            Self::Append { rules } => with_rules(f, &format!("-A {CHAIN}"), rules),
+            Self::Insert { place, rules } => with_rules(f, &format!("-I {CHAIN} {place}"), rules),
+            Self::Replace { place, rule } => {
+                with_rules(f, &format!("-R {CHAIN} {place}"), std::slice::from_ref(rule))
+            }
+            Self::Delete { rules } => with_rules(f, &format!("-D {CHAIN}"), rules),
+            Self::Check { rules } => with_rules(f, &format!("-C {CHAIN}"), rules),
+            Self::DeleteAt { family, place } => of_family(f, 'D', *family, Some(*place)),
+            Self::Flush { family } => of_family(f, 'F', *family, None),
+            Self::Zero { family, place } => of_family(f, 'Z', *family, *place),
+            Self::List { family, place, .. } => of_family(f, 'L', *family, *place),
+            Self::Save { family, place, .. } => of_family(f, 'S', *family, *place),
+            Self::Nothing => f.write_str("mark"),
+        }
+    }
+}
+
+/// What says that a command is about a family.
+const fn option(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => " -6",
+    }
+}
+
 /// A rule as the command that appends it.
 fn rule(rule: &MarkRule, counters: Option<(u64, u64)>) -> String {
-    let mut text = format!("-A {CHAIN}");
+    format!("-A {CHAIN}{}", words(rule, counters))
+}
+
+/// What follows the chain in a rule's command.
+fn words(rule: &MarkRule, counters: Option<(u64, u64)>) -> String {
+    let mut text = String::new();
     for (option, network) in [("-s", &rule.source), ("-d", &rule.destination)] {
         if !network.is_any() {
             let not = not(network.inverted);

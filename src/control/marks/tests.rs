@@ -43,6 +43,30 @@ fn words_make_the_rule_that_they_say() {
 }
 
 #[test]
+fn a_log_has_a_command_in_words_that_ask_for_it() {
+    for line in [
+        "-A PREROUTING -d 10.88.0.100/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0xa/0xffffffff",
+        "-6 -I PREROUTING 3 ! -s fd88::/64 -i eth+ -p udp -m multiport ! --dports 53,1000:2000 -j ACCEPT",
+        "-R PREROUTING 2 -j RETURN",
+        "-D PREROUTING -p tcp -j ACCEPT",
+        "-6 -D PREROUTING 4",
+        "-C PREROUTING -j ACCEPT",
+        "-F PREROUTING",
+        "-6 -Z PREROUTING 1",
+    ] {
+        let command = read(line).unwrap();
+        assert_eq!(command.to_string(), format!("mark {line}"));
+    }
+    let many: Vec<String> = (1..=200).map(|host| format!("10.0.0.{host}")).collect();
+    let command = read(&format!("-A PREROUTING -d {} -j ACCEPT", many.join(","))).unwrap();
+    assert_eq!(
+        command.to_string(),
+        "mark -A PREROUTING -d 10.0.0.1/32 -j ACCEPT (and 199 more rules)",
+        "hundreds are no line of a log"
+    );
+}
+
+#[test]
 fn the_family_is_what_the_words_say() {
     for (line, rules) in [
         ("-A PREROUTING -j ACCEPT", &["mark -t mangle -A PREROUTING -j ACCEPT"][..]),
