@@ -106,7 +106,16 @@ fn template(kind: u8, client: u8, flags: u8) -> Vec<u8> {
     let v6 = Build::ipv6(client6, VIP6).destination_mac(DIRECTOR);
     let source = 1024 + u16::from(client);
     let tcp = Transport::tcp_with(source, 80, flags);
+    // Replies, as they leave a service, for errors to be about.
+    let reply = Build::ipv4(VIP, [192, 0, 2, client]).transport(Transport::tcp(80, source));
+    let reply6 = Build::ipv6(VIP6, client6).transport(Transport::tcp(80, source));
     let build = match kind % 16 {
+        12 if kind == 0x1c => {
+            v4.transport(Transport::Icmp { kind: flags, code: 0, rest: 1 }).payload(&reply.packet())
+        }
+        12 if kind == 0x2c => {
+            v6.transport(Transport::Icmpv6 { kind: flags, code: 0, rest: 1 }).payload(&reply6.packet())
+        }
         0 => v4.transport(tcp),
         1 => v4.transport(Transport::udp(source, 53)).payload(&[flags; 9]),
         2 => v4.transport(Transport::sctp(source, 2905, flags)),

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::fragment::{Fate, Piece, Refused, Ticket};
+use crate::sys::frames::Frame;
 use crate::types::Instant;
 use crate::wire::{Fragment, Parsed};
 
@@ -39,15 +40,15 @@ impl Pass<'_> {
     /// A fragment, of whatever: what the host gets it gets in this way, too, so that it has all of a datagram or none.
     #[cold]
     #[inline(never)]
-    pub(super) fn fragment(&mut self, packet: &Parsed, note: &Note) -> Next {
-        let Some((key, piece)) = Piece::of(packet) else { return Next::Act(self.whole(packet, note)) };
+    pub(super) fn fragment(&mut self, packet: &Parsed, note: &Note, frame: &Frame) -> Next {
+        let Some((key, piece)) = Piece::of(packet) else { return Next::Act(self.whole(packet, note, frame)) };
         let drop = |reason| Next::Act(Decision::End(Verdict::Drop(reason)));
         let mut datagram = self.shared.fragments.lock(&key, self.now);
         if let Err(refused) = datagram.add(&piece) {
             return drop(refused.into());
         }
         if let Fragment::First { .. } = packet.fragment {
-            let decision = self.whole(packet, note);
+            let decision = self.whole(packet, note, frame);
             datagram.decide(decision);
             return Next::Act(decision);
         }

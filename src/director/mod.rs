@@ -8,6 +8,7 @@ mod answer;
 mod batch;
 mod configuration;
 mod counters;
+mod errors;
 mod fragments;
 mod held;
 mod persistent;
@@ -123,6 +124,7 @@ impl Director {
             configuration: self.configuration.load(),
             network,
             counters,
+            frames,
             locals: &mut self.locals,
             now,
             arrival: crate::types::PortId::default(),
@@ -138,7 +140,7 @@ impl Director {
             now,
         };
         let (fragments, table) = (&self.fragments, &self.shared.fragments);
-        pass.run(batch.entries_mut(), &mut self.notes, frames, |position, entry, packet, next| match next {
+        pass.run(batch.entries_mut(), &mut self.notes, |position, entry, packet, next| match next {
             Next::Act(decision) => conclusion.conclude(position, entry, packet, decision),
             Next::AwaitFirst(ticket) if fragments.has_room(conclusion.promised) => {
                 let until = now + fragment::patience(packet.family());
@@ -343,18 +345,16 @@ fn forward(
                 if !waybill.fits(next_hop) {
                     return Verdict::Drop(DropReason::TooBig);
                 }
-                if let Err(error) = nat::translate(frames, &mut entry.frame, packet, &entry.offload, to) {
+                if let Err(error) = errors::translate(frames, entry, packet, to) {
                     return Verdict::Drop(error.into());
                 }
             }
             waybill.send(frames, &mut entry.frame, &mut entry.offload, next_hop)
         }
-        _ if may_wait(receiver) => {
-            match translation.map(|to| nat::translate(frames, &mut entry.frame, packet, &entry.offload, to)) {
-                None | Some(Ok(())) => Verdict::Held,
-                Some(Err(error)) => Verdict::Drop(error.into()),
-            }
-        }
+        _ if may_wait(receiver) => match translation.map(|to| errors::translate(frames, entry, packet, to)) {
+            None | Some(Ok(())) => Verdict::Held,
+            Some(Err(error)) => Verdict::Drop(error.into()),
+        },
         _ => Verdict::Drop(DropReason::NeighbourQueueFull),
     }
 }

@@ -11,7 +11,7 @@ use crate::conn::{
 use crate::fragment::Ticket;
 use crate::persistence::TemplateFamily;
 use crate::service::{ServerId, ServerSlot};
-use crate::sys::frames::FramePool;
+use crate::sys::frames::{Frame, FramePool};
 use crate::types::{ForwardingMethod, Instant, PortId, Protocol};
 use crate::wire::transport::tcp_flags;
 use crate::wire::{self, Addresses, Fragment, Outcome, Parsed};
@@ -95,7 +95,7 @@ impl Handled for Ipv6 {
 }
 
 #[inline]
-fn key<F: Handled>(packet: &Parsed) -> FlowKey<F> {
+pub(super) fn key<F: Handled>(packet: &Parsed) -> FlowKey<F> {
     FlowKey::new(
         F::addresses(&packet.addresses),
         packet.protocol,
@@ -144,6 +144,7 @@ pub(super) struct Pass<'a> {
     pub(super) configuration: &'a Configuration,
     pub(super) network: &'a Network,
     pub(super) counters: &'a WorkerCounters,
+    pub(super) frames: &'a FramePool,
     pub(super) locals: &'a mut Locals,
     pub(super) now: Instant,
     /// By which port the packet that is being decided about came in.
@@ -157,9 +158,9 @@ impl Pass<'_> {
         &mut self,
         entries: &mut [Entry],
         notes: &mut [Note; BATCH_SIZE],
-        frames: &FramePool,
         mut conclude: impl FnMut(usize, &mut Entry, &Parsed, Next) -> Verdict,
     ) {
+        let frames = self.frames;
         for entry in entries.iter() {
             frames.prefetch(&entry.frame);
         }
@@ -179,7 +180,7 @@ impl Pass<'_> {
                 Outcome::NotIp => Verdict::ToHost,
                 Outcome::Malformed(reason) => Verdict::Drop((*reason).into()),
                 Outcome::Packet(packet) => {
-                    let next = self.decide(packet, note, entry.port);
+                    let next = self.decide(packet, note, entry);
                     conclude(position, entry, packet, next)
                 }
             };
@@ -209,7 +210,7 @@ impl Pass<'_> {
 
     /// What the packet is, in the kernel's order (`ip_vs_in_hook`).
     #[inline]
-    fn decide(&mut self, packet: &Parsed, note: &Note, port: PortId) -> Next {
+    fn decide(&mut self, packet: &Parsed, note: &Note, &Entry { port, ref frame, .. }: &Entry) -> Next {
         self.arrival = port;
         if !self.network.is_own_link(port, packet.destination_mac) {
             let group = packet.destination_mac.is_group();
@@ -217,16 +218,16 @@ impl Pass<'_> {
             return Next::Act(Decision::End(verdict));
         }
         if packet.fragment != Fragment::Whole {
-            return self.fragment(packet, note);
+            return self.fragment(packet, note, frame);
         }
-        Next::Act(self.whole(packet, note))
+        Next::Act(self.whole(packet, note, frame))
     }
 
     /// What becomes of a packet with a transport header.
     #[inline(always)]
-    pub(super) fn whole(&mut self, packet: &Parsed, note: &Note) -> Decision {
+    pub(super) fn whole(&mut self, packet: &Parsed, note: &Note, frame: &Frame) -> Decision {
         let Some(protocol) = Protocol::from_number(packet.protocol) else {
-            return Decision::End(Verdict::ToHost);
+            return self.without_service(packet, frame);
         };
         match packet.addresses {
             Addresses::V4 { .. } => self.packet::<Ipv4>(packet, protocol, note),

@@ -12,6 +12,8 @@ pub const DESTINATION_UNREACHABLE: u8 = 1;
 pub const PACKET_TOO_BIG: u8 = 2;
 /// Type of "time exceeded".
 pub const TIME_EXCEEDED: u8 = 3;
+/// Type of "parameter problem".
+pub const PARAMETER_PROBLEM: u8 = 4;
 /// Type of "redirect" (RFC 4861).
 pub const REDIRECT: u8 = 137;
 /// Types below are errors, types from here on are information.

@@ -1,6 +1,7 @@
 //! The whole program, in network namespaces, with real clients and real servers.
 
 mod fragments;
+mod icmp;
 mod load;
 mod marks;
 mod notes;

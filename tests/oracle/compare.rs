@@ -195,6 +195,34 @@ pub(crate) fn is_reset(frame: &[u8]) -> bool {
     })
 }
 
+/// Whether the packet is an ICMP error: nobody answers that.
+pub(crate) fn is_icmp_error(frame: &[u8]) -> bool {
+    packet(frame).is_some_and(|bytes| match layout(bytes) {
+        Layout { protocol: ICMP, transport: Some(at), .. } => {
+            bytes.get(at).is_some_and(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12))
+        }
+        Layout { protocol: ICMPV6, transport: Some(at), .. } => bytes.get(at).is_some_and(|kind| *kind < 128),
+        _ => false,
+    })
+}
+
+/// Whether an ICMPv6 error is `cause`, from the servers' side, as its receiver has to get it: from the virtual service,
+/// and about a packet to that. The kernel drops it, for it verifies its checksum without the pseudo header; the
+/// director does not, which is a difference that its documentation lists.
+pub(crate) fn is_translated_error_over_ipv6(frame: &[u8], cause: &[u8]) -> bool {
+    let (Some(bytes), Some(cause_bytes)) = (packet(frame), packet(cause)) else { return false };
+    if is_v4(bytes) || is_v4(cause_bytes) || !is_icmp_error(cause) || !is_icmp_error(frame) {
+        return false;
+    }
+    let Layout { transport: Some(at), .. } = layout(bytes) else { return false };
+    let ((service, client), (_, asked)) = (addresses(bytes), addresses(cause_bytes));
+    let quoted = bytes.get(at + 8..).filter(|quoted| quoted.len() >= 40);
+    checksums_are_right(bytes)
+        && client == asked
+        && quoted.is_some_and(|quoted| addresses(quoted) == (client, service))
+        && cause_bytes.get(at + 8..).is_some_and(|quoted| addresses(quoted).1 != service)
+}
+
 /// `MINUTES:SECONDS` in seconds.
 fn expiry(word: &str) -> Option<i64> {
     let (minutes, seconds) = word.split_once(':')?;

@@ -16,11 +16,7 @@ use Sign::{Differs, Refused};
 
 /// Of `cases`.
 pub(crate) const CASES: &[Later] = &[
-    (
-        "NAT of ICMP errors, or of fragments",
-        Differs,
-        &["frag-nat", "icmp-nat", "sctp-icmp-nat", "v6-frag-nat", "v6-icmp-nat"],
-    ),
+    ("NAT of fragments", Differs, &["frag-nat", "v6-frag-nat"]),
     ("the FTP helper", Refused("conntrack other than '0': the host's connection tracking"), &["ftp-nat"]),
     (
         "nat_icmp_send",
@@ -63,7 +59,6 @@ pub(crate) const CASES: &[Later] = &[
     ),
     ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
     ("answering what is too big", Differs, &["v6-dr-too-big", "v6-nat-too-big"]),
-    ("forwarding ICMP errors", Differs, &["icmp-dr", "v6-icmp-dr"]),
 ];
 
 /// Of `seq`.

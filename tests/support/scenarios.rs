@@ -35,6 +35,9 @@ const UDP: u8 = 1;
 const SCTP: u8 = 2;
 const TCP6: u8 = 3;
 const TEMPLATES: u8 = 16;
+/// ICMP errors about a reply, in place of flags their type.
+const ERROR: u8 = 0x1c;
+const ERROR6: u8 = 0x2c;
 
 /// A scenario while it is written.
 #[derive(Clone)]
@@ -120,6 +123,18 @@ pub(crate) fn all() -> BTreeMap<String, Vec<u8>> {
     add("udp-expires", plain().frame(UDP, 1, 0).wait(19).frame(UDP, 1, 0));
     let chunks = [sctp_chunk::INIT, sctp_chunk::COOKIE_ECHO, sctp_chunk::DATA, sctp_chunk::SHUTDOWN];
     add("sctp-life", chunks.into_iter().fold(plain(), |scenario, chunk| scenario.frame(SCTP, 1, chunk)));
+    let errors = |scenario: Scenario, template| {
+        (0..14).fold(scenario, |scenario, kind| scenario.frame(template, 1, kind).frame(template, 2, kind))
+    };
+    let made = plain().frame(TCP, 1, SYN).frame(TCP6, 1, SYN);
+    add("icmp-errors", errors(made.clone(), ERROR));
+    add("icmpv6-errors", errors(made.clone(), ERROR6));
+    add("icmp-errors-when-all-is-over", errors(errors(made.wait(19), ERROR), ERROR6));
+    let unresolved = plain().hops(RESOLVING).frame(TCP, 1, SYN).frame(ERROR, 1, 3);
+    add(
+        "icmp-errors-wait",
+        unresolved.change_all(WEIGHT | READY).wait(1).change_all(REMOVED).frame(ERROR, 1, 3),
+    );
     add("no-server", Scenario::new(0, 0).connection(TCP, 1));
     for (number, name) in ["rr", "wrr", "wlc", "sh"].into_iter().enumerate() {
         let many = (0..12).fold(plain().scheduler(number as u8), |scenario, client| {

@@ -24,7 +24,7 @@ fn to_router() -> NextHop {
 
 impl Lab {
     /// A director whose services, each of one real server, are masqueraded.
-    fn masqueraded() -> Self {
+    pub(super) fn masqueraded() -> Self {
         let mut lab = Self::new(1);
         for service in &lab.services {
             let ServiceKey::Address { address: vip, port, .. } = service.key else { continue };

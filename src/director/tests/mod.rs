@@ -2,6 +2,7 @@
 
 mod answers;
 mod capacity;
+mod errors;
 mod forwarding;
 mod fragments;
 mod host;

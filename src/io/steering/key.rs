@@ -75,6 +75,7 @@ pub(super) const FAMILY_V6: u8 = 6;
 pub(super) const PACKETS_EVERYTHING: u8 = 0;
 /// Second byte of the key that says: there is some key for this address. It takes fragments: later ones do not show
 /// their ports, the host would answer when the rest does not come, and of one datagram the director gets all or nothing.
+/// It takes ICMP errors, too: they may be about a packet that came from there.
 /// 255 is reserved as a protocol number.
 pub(super) const PACKETS_WITHOUT_PORTS: u8 = 255;
 

@@ -8,7 +8,8 @@
 //! destination has a matching key: protocol and port first, then the protocol's key for every port, then the
 //! protocol's for a network around it, then the address's key for everything. Packets that do not show their ports
 //! (fragments, and IPv6 packets with more than [`MAX_IPV6_EXTENSIONS`] extension headers) are taken where the address, or
-//! a network around it, has any key. First fragments show theirs, but later ones have to go the same way.
+//! a network around it, has any key. First fragments show theirs, but later ones have to go the same way. So are ICMP
+//! errors of the types that IPVS forwards, which may be about a packet that came from there; all other ICMP is the host's.
 //! What is cut off or unknown passes.
 //!
 //! Cost of the XDP flavour, measured by the kernel (`BPF_PROG_TEST_RUN`, a million runs, best of five; Linux 6.18
@@ -28,6 +29,7 @@ use crate::sys::bpf::Condition::{AnyBitOf, Equal, Less, NotEqual};
 use crate::sys::bpf::Register::{R0, R1, R2, R3, R4, R6, R7, R8, R9, R10};
 use crate::sys::bpf::{Assembler, BpfError, Code, Label, Operation, Program, ProgramKind, Register, Size};
 use crate::types::Protocol;
+use crate::wire::{icmp, icmpv6};
 
 /// VLAN tags that are looked past. Where the network card or the kernel has taken the outer tag off a frame,
 /// one more fits.
@@ -77,6 +79,14 @@ const IPV4_BYTES: i32 = 20;
 const IPV6_BYTES: i32 = 40;
 const EXTENSION_BYTES: i32 = 8;
 const PORTS_BYTES: i32 = 4;
+const ICMP_TYPE_BYTES: i32 = 1;
+
+const ICMP: i32 = 1;
+const ICMPV6: i32 = 58;
+/// Types of the errors that are taken, from the first to the last of each range.
+const ICMP_ERRORS: &[[u8; 2]] =
+    &[[icmp::DESTINATION_UNREACHABLE, icmp::SOURCE_QUENCH], [icmp::TIME_EXCEEDED, icmp::TIME_EXCEEDED]];
+const ICMPV6_ERRORS: &[[u8; 2]] = &[[icmpv6::DESTINATION_UNREACHABLE, icmpv6::PARAMETER_PROBLEM]];
 
 const HOP_BY_HOP_OPTIONS: i32 = 0;
 const ROUTING: i32 = 43;
@@ -108,6 +118,8 @@ struct Labels {
     ipv4: Label,
     ipv6: Label,
     transport: Label,
+    icmp: Label,
+    icmpv6: Label,
     everything: Label,
     without_ports: Label,
     take: Label,
@@ -143,6 +155,8 @@ fn generate<'maps>(keys: &'maps KeyTable, flavour: Flavour<'maps>) -> Result<Cod
         ipv4: asm.label("ipv4"),
         ipv6: asm.label("ipv6"),
         transport: asm.label("transport"),
+        icmp: asm.label("icmp"),
+        icmpv6: asm.label("icmpv6"),
         everything: asm.label("everything"),
         without_ports: asm.label("without_ports"),
         take: asm.label("take"),
@@ -244,6 +258,7 @@ impl Generator<'_> {
         // A fragment offset other than 0, or more fragments.
         asm.load(Size::Half, R1, R10, HEADER + 6);
         asm.jump_if(R1, AnyBitOf, network(0x3fff), without_ports);
+        asm.jump_if(NEXT, Equal, ICMP, self.labels.icmp);
         asm.jump(self.labels.transport);
     }
 
@@ -270,6 +285,7 @@ impl Generator<'_> {
         for kind in [HOP_BY_HOP_OPTIONS, ROUTING, DESTINATION_OPTIONS, FRAGMENT] {
             asm.jump_if(NEXT, Equal, kind, extension);
         }
+        asm.jump_if(NEXT, Equal, ICMPV6, self.labels.icmpv6);
         asm.jump(transport);
 
         self.asm.bind(extension);
@@ -302,6 +318,11 @@ impl Generator<'_> {
         }
         self.asm.jump(self.labels.everything);
 
+        for (label, ranges) in [(self.labels.icmp, ICMP_ERRORS), (self.labels.icmpv6, ICMPV6_ERRORS)] {
+            self.asm.bind(label);
+            self.icmp_errors(ranges);
+        }
+
         // All three have the destination port in bytes 2 and 3.
         self.asm.bind(ported);
         self.read(PORTS_BYTES, self.labels.everything);
@@ -320,6 +341,19 @@ impl Generator<'_> {
         self.asm.bind(self.labels.without_ports);
         self.look_up_portless(PACKETS_WITHOUT_PORTS);
         self.look_up_network();
+    }
+
+    /// Sends ICMP messages of these types to the look-ups for packets without ports.
+    fn icmp_errors(&mut self, ranges: &[[u8; 2]]) {
+        self.read(ICMP_TYPE_BYTES, self.labels.everything);
+        let asm = &mut self.asm;
+        for &[first, last] in ranges {
+            asm.load(Size::Byte, R1, R10, HEADER);
+            asm.alu(Operation::Subtract, R1, i32::from(first));
+            // Unsigned, so that lower types are beyond the range, too.
+            asm.jump_if(R1, Less, i32::from(last - first) + 1, self.labels.without_ports);
+        }
+        asm.jump(self.labels.everything);
     }
 
     fn look_up_portless(&mut self, packets: u8) {

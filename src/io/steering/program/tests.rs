@@ -112,6 +112,7 @@ fn ipv4_rows() -> Vec<Row> {
     let eth = &ethernet(&[], 0x0800);
     let tcp = |to: &str, port| join(&[eth, &ipv4(0, 0x4000, 6, to), &ports(port)]);
     let tagged = |tags: &[u16], port| join(&[&ethernet(tags, 0x0800), &ipv4(0, 0, 6, VIP4), &ports(port)]);
+    let icmp = |to: &str, kind| join(&[eth, &ipv4(0, 0, 1, to), &[kind, 0, 0, 0]]);
     let mut multicast = tcp(VIP4, 443);
     multicast[0] = 1;
     let mut broadcast = tcp(VIP4, 443);
@@ -131,6 +132,21 @@ fn ipv4_rows() -> Vec<Row> {
         ("TCP to an address with every UDP port", tcp(UDP4, 53), false),
         ("TCP to an address with everything", tcp(ALL4, 1), true),
         ("ICMP to an address with everything", join(&[eth, &ipv4(0, 0, 1, ALL4), &[8, 0]]), true),
+        ("ICMP error to an address with everything", join(&[eth, &ipv4(0, 0, 1, ALL4), &[3, 4]]), true),
+        ("unreachable to a VIP", icmp(VIP4, 3), true),
+        ("source quench to a VIP", icmp(VIP4, 4), true),
+        ("time exceeded to a VIP", icmp(VIP4, 11), true),
+        ("time exceeded to a VIP, behind options", join(&[eth, &ipv4(10, 0, 1, VIP4), &[11, 0]]), true),
+        ("echo to a VIP", icmp(VIP4, 8), false),
+        ("echo reply to a VIP", icmp(VIP4, 0), false),
+        ("redirect to a VIP", icmp(VIP4, 5), false),
+        ("ICMP 10 to a VIP", icmp(VIP4, 10), false),
+        ("parameter problem to a VIP", icmp(VIP4, 12), false),
+        ("ICMP without a type to a VIP", join(&[eth, &ipv4(0, 0, 1, VIP4)]), false),
+        ("unreachable to another address", icmp(OTHER4, 3), false),
+        ("unreachable into a network", icmp("203.0.113.9", 3), true),
+        ("unreachable beside a network", icmp("203.0.112.9", 3), false),
+        ("ICMPv6's number over IPv4 to a VIP", join(&[eth, &ipv4(0, 0, 58, VIP4), &[3, 0]]), false),
         ("ESP to an address with everything", join(&[eth, &ipv4(0, 0, 50, ALL4)]), true),
         ("ICMP to a VIP", join(&[eth, &ipv4(0, 0, 1, VIP4), &ports(443)]), false),
         ("one option word", join(&[eth, &ipv4(1, 0, 6, VIP4), &ports(443)]), true),
@@ -178,6 +194,7 @@ fn ipv4_rows() -> Vec<Row> {
 fn ipv6_rows() -> Vec<Row> {
     let eth = &ethernet(&[], 0x86dd);
     let tcp = |extensions: &[(u8, u8)], to: &str, port| join(&[eth, &ipv6(extensions, 6, to), &ports(port)]);
+    let icmp = |to: &str, kind| join(&[eth, &ipv6(&[], 58, to), &[kind, 0, 0, 0]]);
     let mut after_fragment = ipv6(&[(44, 0), (60, 1)], 6, VIP6);
     after_fragment[42] = 0;
     // Without "more fragments".
@@ -205,6 +222,18 @@ fn ipv6_rows() -> Vec<Row> {
         ("as many extensions, another port", tcp(&[(60, 0); 8], VIP6, 22), false),
         ("too many extensions to a VIP", tcp(&[(60, 0); 9], VIP6, 22), true),
         ("too many extensions to another address", tcp(&[(60, 0); 9], OTHER6, 443), false),
+        ("IPv6 unreachable to a VIP", icmp(VIP6, 1), true),
+        ("IPv6 too big to a VIP", icmp(VIP6, 2), true),
+        ("IPv6 time exceeded to a VIP", icmp(VIP6, 3), true),
+        ("IPv6 parameter problem to a VIP", icmp(VIP6, 4), true),
+        ("ICMPv6 0 to a VIP", icmp(VIP6, 0), false),
+        ("ICMPv6 5 to a VIP", icmp(VIP6, 5), false),
+        ("IPv6 echo to a VIP", icmp(VIP6, 128), false),
+        ("neighbour solicitation to a VIP", icmp(VIP6, 135), false),
+        ("IPv6 too big to another address", icmp(OTHER6, 2), false),
+        ("IPv6 too big into a network", icmp("2001:db8:1::9", 2), true),
+        ("IPv6 too big, behind options", join(&[eth, &ipv6(&[(60, 1)], 58, VIP6), &[2, 0]]), true),
+        ("ICMP's number over IPv6 to a VIP", join(&[eth, &ipv6(&[], 1, VIP6), &[3, 0]]), false),
         ("ICMPv6 to a VIP", join(&[eth, &ipv6(&[], 58, VIP6), &ports(443)]), false),
         ("authentication header", join(&[eth, &ipv6(&[], 51, VIP6), &ports(443)]), false),
         ("no next header", join(&[eth, &ipv6(&[], 59, VIP6), &ports(443)]), false),
