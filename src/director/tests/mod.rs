@@ -109,7 +109,7 @@ impl Lab {
                 let address = IpAddr::from([10, 88, 2, 10 + number as u8]);
                 let method = ForwardingMethod::DirectRouting;
                 slot.set_endpoint(address, port);
-                slot.set_method(method);
+                slot.set_method(method, Tunnel::IPIP);
                 chooser.add(&shared.slots, RealServer { id: server, address, port, method });
             }
             let key = ServiceKey::Address { protocol, address: vip, port };
