@@ -322,9 +322,7 @@ fn refusals_and_broken_files_are_told_and_kept_in_the_status() {
     let folder = Folder::new();
     folder.write(
         "rules",
-        &format!(
-            "{RULES}-A -t 192.0.2.100:80\n@0.5 set drop_entry 1\n@0.6 -A -u 192.0.2.100:80 -o\n"
-        ),
+        &format!("{RULES}-A -t 192.0.2.100:80\n@0.5 set drop_entry 1\n@0.6 -A -u 192.0.2.100:80 -o\n"),
     );
     folder.capture("in.pcap", &[(0, from_client(4000, SYN).frame()), (700, from_client(4001, SYN).frame())]);
     let more = ["--in", "c=%in.pcap", "--out", "%out.pcap"];

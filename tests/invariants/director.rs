@@ -147,7 +147,7 @@ impl Bench {
                 port => (ForwardingMethod::DirectRouting, port),
             };
             slot.set_endpoint(address, port);
-            slot.set_method(method, Tunnel::IPIP);
+            slot.set_method(method, uvs::types::Tunnel::IPIP);
             chooser.add(&shared.slots, RealServer { id: server, address, port, method });
         }
         let sticky = Persistence { timeout: PERSISTENCE, mask: ClientMask::ALL };

@@ -27,6 +27,7 @@ pub(crate) const CASES: &[Later] = &[
         Refused("nat_icmp_send other than '0': answering servers that have no connection"),
         &["nat-icmp-send", "v6-nat-icmp-send"],
     ),
+    ("fragments put together before they are tunnelled", Differs, &["v6-frag-tun"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     (
@@ -34,9 +35,13 @@ pub(crate) const CASES: &[Later] = &[
         Refused("sloppy_sctp other than '0': scheduling SCTP without INIT"),
         &["sctp-sloppy"],
     ),
-    ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
+    (
+        "fragmenting what is too big",
+        Differs,
+        &["dr-ttl-tos-mtu", "tun-headers", "v6-tun-4in6", "v6-tun-gre-4in6", "v6-tun-gue-4in6"],
+    ),
     ("answering what is too big", Differs, &["v6-dr-too-big", "v6-nat-too-big"]),
-    ("forwarding ICMP errors", Differs, &["icmp-dr", "v6-icmp-dr"]),
+    ("forwarding ICMP errors", Differs, &["icmp-dr", "v6-icmp-dr", "v6-icmp-tun", "v6-tun-icmp-from-path"]),
 ];
 
 /// Of `seq`.

@@ -10,6 +10,7 @@ mod masquerading;
 mod persistence;
 mod splits;
 mod states;
+mod tunnelling;
 mod ways;
 
 use std::net::IpAddr;
@@ -24,7 +25,7 @@ use crate::scheduler;
 use crate::service::marks::MarkRules;
 use crate::service::{Chooser, RealServer, ServerId, Service, ServiceId, ServiceTable};
 use crate::sys::frames::Frame;
-use crate::types::{Duration, ForwardingMethod, HashKey, MacAddress, PortId, Protocol, ServiceKey, VlanTag};
+use crate::types::{Duration, HashKey, MacAddress, PortId, Protocol, ServiceKey, Tunnel, VlanTag};
 use crate::wire::build::{Build, Transport};
 use crate::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::wire::{self, Outcome};
