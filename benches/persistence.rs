@@ -25,7 +25,9 @@ use uvs::persistence::{ClientMask, NewTemplate, Persistence, Templates};
 use uvs::scheduler;
 use uvs::service::{Chooser, RealServer, ServerId, ServerSlots, Service, ServiceId};
 use uvs::sys::frames::FramePool;
-use uvs::types::{self, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey};
+use uvs::types::{
+    self, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey, Tunnel,
+};
 use uvs::wire::build::{Build, Transport};
 use uvs::wire::{ipv4, transport::tcp_flags};
 
@@ -152,7 +154,7 @@ impl Setup {
             let address = IpAddr::from([192, 0, 2, 10 + number as u8]);
             let method = ForwardingMethod::DirectRouting;
             slot.set_endpoint(address, 0);
-            slot.set_method(method);
+            slot.set_method(method, Tunnel::IPIP);
             chooser.add(&shared.slots, RealServer { id, address, port: 0, method });
             network.next_hops.push(NextHop::Ready {
                 port: PortId(0),

@@ -21,7 +21,8 @@ use uvs::scheduler;
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId, ServiceTable};
 use uvs::sys::frames::FramePool;
 use uvs::types::{
-    Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey, VlanTag,
+    Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey, Tunnel,
+    VlanTag,
 };
 use uvs::wire::build::{Build, Transport};
 use uvs::wire::transport::{Checked, verify};
@@ -206,7 +207,7 @@ impl World {
                 let address = IpAddr::from([10, 88, 2, number as u8]);
                 let method = ForwardingMethod::DirectRouting;
                 slot.set_endpoint(address, 80);
-                slot.set_method(method);
+                slot.set_method(method, Tunnel::IPIP);
                 chooser.add(&shared.slots, RealServer { id: server, address, port: 80, method });
             }
             let (protocol, address, port) = keys[index];

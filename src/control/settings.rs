@@ -112,7 +112,7 @@ pub const SETTINGS: [Setting; 35] = [
     live("lblc_expiration", 86_400, ANY),
     live("lblcr_expiration", 86_400, ANY),
     not_yet("nat_icmp_send", 0, SWITCH, "answering servers that have no connection"),
-    not_yet("pmtu_disc", 1, SWITCH, "tunnelling without path MTU discovery"),
+    live("pmtu_disc", 1, SWITCH),
     not_yet("run_estimation", 1, SWITCH, "stopping the estimators"),
     not_yet("schedule_icmp", 0, SWITCH, "scheduling ICMP errors"),
     not_yet("secure_tcp", 0, MODE, DEFENCE),

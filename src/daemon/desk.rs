@@ -245,19 +245,22 @@ fn network(snapshot: &NetworkState, state: &State, clients: &Clients) -> Network
             mtu: port.mtu,
         })
         .collect();
-    let mut next_hops = Vec::new();
+    let (mut next_hops, mut sources) = (Vec::new(), Vec::new());
     for (id, address) in state.wanted() {
         if next_hops.len() <= id.index() {
             // What is not there is not asked for yet, as what follows: the kernel answers in a moment.
             next_hops.resize(id.index() + 1, NextHop::Resolving);
+            sources.resize(id.index() + 1, None);
         }
         next_hops[id.index()] = way(address);
+        sources[id.index()] = snapshot.sources.get(&address).copied();
     }
     Network {
         ports,
         local: snapshot.local_addresses.clone(),
         local_networks: snapshot.local_networks.clone(),
         next_hops,
+        sources,
         routes: Arc::clone(&snapshot.routes),
         ways: snapshot.ways.clone(),
         clients: clients.addresses().map(|client| (client, way(client))).collect(),

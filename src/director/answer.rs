@@ -8,14 +8,12 @@
 
 use std::net::IpAddr;
 
-use crate::forward::NextHop;
 use crate::sys::frames::FramePool;
 use crate::types::{Duration, Instant};
 use crate::wire::{Parsed, icmp, icmpv6};
 
 use super::batch::{Entry, Offload};
 use super::configuration::Network;
-use super::held::Receiver;
 use super::{DropReason, Verdict};
 
 /// Answers a second, and at once after a pause: the kernel's defaults (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
@@ -43,7 +41,8 @@ impl Answers {
     }
 
     /// Takes the place of a verdict to drop a packet: where the client is to be told why, the frame becomes the
-    /// answer and the verdict to send it back. Anything else stays as it is.
+    /// answer and the verdict to send it back. Anything else stays as it is. `mtu` is the largest packet, in bytes, that
+    /// would not have been too big.
     #[cold]
     pub(super) fn instead_of(
         &mut self,
@@ -51,13 +50,9 @@ impl Answers {
         frames: &FramePool,
         entry: &mut Entry,
         packet: &Parsed,
-        (network, receiver): (&Network, Option<Receiver>),
+        (network, mtu): (&Network, u32),
         now: Instant,
     ) -> Verdict {
-        let mtu = match receiver.map(|receiver| receiver.next_hop(network)) {
-            Some(NextHop::Ready { mtu, .. }) => *mtu,
-            _ => 0,
-        };
         let destination = packet.addresses.destination();
         let sender = if network.is_local(destination) {
             destination

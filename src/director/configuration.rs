@@ -25,6 +25,9 @@ pub struct Settings {
     /// Which old connections a SYN on their ports replaces: 0 none, bit 0 those that have ended, bit 1 also
     /// those in FIN_WAIT whose replies are not seen.
     pub conn_reuse_mode: u8,
+    /// Tell clients that forbid fragmenting of packets that are too big for a tunnel, instead of letting the outer packet
+    /// be fragmented on its way.
+    pub pmtu_disc: bool,
     /// Schedule TCP packets other than SYN, too.
     pub sloppy_tcp: bool,
     /// Until then, TCP packets in mid-connection that nobody knows are dropped instead of shown to the host: a
@@ -39,6 +42,7 @@ impl Default for Settings {
             expire_nodest_conn: false,
             expire_quiescent_template: false,
             conn_reuse_mode: 1,
+            pmtu_disc: true,
             sloppy_tcp: false,
             drop_unknown_until: Instant::ZERO,
         }
@@ -79,6 +83,8 @@ pub struct Network {
     pub local_networks: Vec<Prefix>,
     /// By [`ServerId`].
     pub next_hops: Vec<NextHop>,
+    /// By [`ServerId`]: the host's own address that the route to a real server prefers as source, where it says one.
+    pub sources: Vec<Option<IpAddr>>,
     /// Which route leads to a client, as an index of `ways`.
     pub routes: Arc<Routes>,
     /// The routes to clients.
@@ -109,6 +115,12 @@ impl Network {
     #[inline]
     pub fn next_hop(&self, server: ServerId) -> &NextHop {
         self.next_hops.get(server.index()).unwrap_or(&NextHop::Resolving)
+    }
+
+    /// The host's own address for packets that it sends to a real server at `address`, out of `port`.
+    pub fn source_towards(&self, server: ServerId, address: IpAddr, port: PortId) -> Option<IpAddr> {
+        let preferred = self.sources.get(server.index()).copied().flatten();
+        preferred.or_else(|| self.own_address(port, address))
     }
 
     /// The way to a client; `None` for a neighbour whom nobody has asked for yet.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use crate::forward::tunnel::Outer;
 use crate::forward::{NextHop, NextHopError, dr};
 use crate::fragment::Ticket;
 use crate::service::ServerId;
@@ -12,6 +13,7 @@ use crate::wire::Parsed;
 
 use super::batch::{Batch, Entry, Offload};
 use super::configuration::Network;
+use super::tunnels::Tunnels;
 use super::{DropReason, Verdict};
 
 /// Most frames that wait at a time, with one worker.
@@ -28,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Receiver {
     Server(ServerId),
+    /// A real server that is sent the packet in another one.
+    Tunnelled(ServerId),
     Client(IpAddr),
 }
 
@@ -36,13 +40,14 @@ impl Receiver {
     #[inline]
     pub(super) fn next_hop(self, network: &Network) -> &NextHop {
         match self {
-            Self::Server(server) => network.next_hop(server),
+            Self::Server(server) | Self::Tunnelled(server) => network.next_hop(server),
             Self::Client(client) => network.way_to_client(client).unwrap_or(&NextHop::Resolving),
         }
     }
 }
 
-/// A waiting frame, its time to live already lowered, its addresses translated.
+/// A waiting frame, its time to live already lowered, its addresses translated; it is put into another packet later:
+/// how large that may be is not known yet.
 #[derive(Debug)]
 struct Waiting {
     entry: Entry,
@@ -69,6 +74,17 @@ impl Waybill {
             ip_length: packet.ip_length,
             largest: offload.largest_packet(packet),
             family: packet.family(),
+        }
+    }
+
+    /// Of a packet that was put into another, whose link header stayed as long as it was.
+    pub(super) fn outer(server: ServerId, packet: &Parsed, outer: &Outer) -> Self {
+        Self {
+            receiver: Receiver::Tunnelled(server),
+            link_length: packet.ip_offset,
+            ip_length: outer.ip_length,
+            largest: outer.ip_length,
+            family: outer.family,
         }
     }
 
@@ -147,7 +163,7 @@ impl Held {
             for_clients += usize::from(matches!(other, Receiver::Client(_)));
             for_receiver += usize::from(other == receiver);
         }
-        let has_share = matches!(receiver, Receiver::Server(_)) || for_clients < MAX_HELD_FOR_CLIENTS;
+        let has_share = !matches!(receiver, Receiver::Client(_)) || for_clients < MAX_HELD_FOR_CLIENTS;
         all < MAX_HELD && for_receiver < MAX_HELD_PER_RECEIVER && has_share
     }
 
@@ -159,8 +175,7 @@ impl Held {
     pub(super) fn release(
         &mut self,
         batch: &mut Batch,
-        frames: &FramePool,
-        network: &Network,
+        tunnels: &mut Tunnels<'_>,
         now: Instant,
         mut count: impl FnMut(PortId, Verdict),
     ) {
@@ -169,8 +184,8 @@ impl Held {
                 return;
             }
             let Some(mut waiting) = self.waiting.pop_front() else { return };
-            let Waiting { entry: Entry { frame, offload, .. }, waybill, until } = &mut waiting;
-            let verdict = match waybill.receiver.next_hop(network) {
+            let Waiting { entry, waybill, until } = &mut waiting;
+            let verdict = match waybill.receiver.next_hop(tunnels.network) {
                 NextHop::Resolving if now < *until => {
                     self.waiting.push_back(waiting);
                     continue;
@@ -178,7 +193,10 @@ impl Held {
                 NextHop::Resolving => Verdict::Drop(DropReason::NeighbourFailed),
                 NextHop::Local => Verdict::ToHost,
                 NextHop::Failed(error) => Verdict::Drop((*error).into()),
-                next_hop @ NextHop::Ready { .. } => waybill.send(frames, frame, offload, next_hop),
+                next_hop @ NextHop::Ready { .. } => match waybill.receiver {
+                    Receiver::Tunnelled(server) => tunnels.send_held(server, entry),
+                    _ => waybill.send(tunnels.frames, &mut entry.frame, &mut entry.offload, next_hop),
+                },
             };
             let Entry { frame, port, offload, .. } = waiting.entry;
             count(port, verdict);

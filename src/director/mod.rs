@@ -16,6 +16,7 @@ mod pipeline;
 mod requests;
 mod schedule;
 mod shared;
+mod tunnels;
 mod verdict;
 
 use std::sync::Arc;
@@ -26,8 +27,9 @@ use crate::conn::FlowFamily;
 use crate::forward::nat::{self, Side, Translation};
 use crate::forward::{NextHop, dr};
 use crate::fragment;
+use crate::service::ServerId;
 use crate::sys::frames::FramePool;
-use crate::types::Instant;
+use crate::types::{ForwardingMethod, Instant};
 use crate::wire::{self, Malformed, Outcome, Parsed};
 
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
@@ -40,6 +42,7 @@ use answer::Answers;
 use fragments::Fragments;
 use held::{Held, Promise, Receiver, Waybill};
 use pipeline::{Decision, Handled, Local, Locals, Next, Note, Pass};
+use tunnels::Tunnels;
 
 /// Most timer entries that a worker looks at between two batches.
 const TIMER_BUDGET: usize = 512;
@@ -73,6 +76,8 @@ pub struct Director {
     held: Held,
     fragments: Fragments,
     answers: Answers,
+    /// Of the last outer packet of a tunnel.
+    identification: u16,
     /// Frames of the present batch that will be held, by their place in it.
     promised: Vec<(usize, Promise)>,
 }
@@ -104,6 +109,7 @@ impl Director {
             held: Held::new(),
             fragments: Fragments::new(),
             answers: Answers::new(),
+            identification: 0,
             promised: Vec::with_capacity(BATCH_SIZE),
         }
     }
@@ -119,9 +125,10 @@ impl Director {
         self.shared.epochs.enter(self.worker);
         let counters = self.shared.counters(self.worker);
         let network = self.network.load();
+        let configuration = self.configuration.load();
         let mut pass = Pass {
             shared: &self.shared,
-            configuration: self.configuration.load(),
+            configuration,
             network,
             counters,
             frames,
@@ -132,8 +139,13 @@ impl Director {
         let mut conclusion = Conclusion {
             shared: &self.shared,
             worker: self.worker,
-            network,
-            frames,
+            tunnels: Tunnels {
+                slots: &self.shared.slots,
+                network,
+                frames,
+                pmtu_disc: configuration.settings.pmtu_disc,
+                identification: &mut self.identification,
+            },
             held: &self.held,
             promised: &mut self.promised,
             answers: &mut self.answers,
@@ -168,7 +180,14 @@ impl Director {
         self.shared.epochs.enter(self.worker);
         if !self.held.is_empty() {
             let counters = self.shared.counters(self.worker);
-            self.held.release(batch, frames, self.network.load(), now, |port, verdict| {
+            let mut tunnels = Tunnels {
+                slots: &self.shared.slots,
+                network: self.network.load(),
+                frames,
+                pmtu_disc: self.configuration.load().settings.pmtu_disc,
+                identification: &mut self.identification,
+            };
+            self.held.release(batch, &mut tunnels, now, |port, verdict| {
                 counters.count_released(port, verdict);
             });
         }
@@ -182,7 +201,8 @@ impl Director {
 
     /// Sends fragments after their first, now that it is known where that went.
     fn release_fragments(&mut self, batch: &mut Batch, frames: &FramePool, now: Instant) {
-        let Self { shared, worker, network, held, fragments, answers, promised, .. } = self;
+        let Self { shared, worker, configuration, network, held, fragments, answers, promised, .. } = self;
+        let (identification, pmtu_disc) = (&mut self.identification, configuration.load().settings.pmtu_disc);
         let counters = shared.counters(*worker);
         let network = network.load();
         fragments.release(batch, &shared.fragments, now, |batch, mut entry, outcome| {
@@ -191,8 +211,14 @@ impl Director {
                 Ok((decision, Outcome::Packet(packet))) => {
                     let decision = fragments::follow(shared, counters, decision, &packet);
                     let worker = *worker;
-                    let mut conclusion =
-                        Conclusion { shared, worker, network, frames, held, promised, answers, now };
+                    let tunnels = Tunnels {
+                        slots: &shared.slots,
+                        network,
+                        frames,
+                        pmtu_disc,
+                        identification: &mut *identification,
+                    };
+                    let mut conclusion = Conclusion { shared, worker, tunnels, held, promised, answers, now };
                     conclusion.conclude(0, &mut entry, &packet, decision)
                 }
                 // It was a packet when it came, and nobody has changed it.
@@ -256,8 +282,7 @@ impl Director {
 struct Conclusion<'a> {
     shared: &'a Shared,
     worker: usize,
-    network: &'a Network,
-    frames: &'a FramePool,
+    tunnels: Tunnels<'a>,
     held: &'a Held,
     promised: &'a mut Vec<(usize, Promise)>,
     answers: &'a mut Answers,
@@ -275,10 +300,15 @@ impl Conclusion<'_> {
         packet: &Parsed,
         decision: Decision,
     ) -> Verdict {
-        let Self { shared, worker, network, frames, held, promised, answers, now } = self;
+        let Self { shared, worker, tunnels, held, promised, answers, now } = self;
+        let (network, frames) = (tunnels.network, tunnels.frames);
         let may_wait = |receiver| held.has_room(receiver, promised);
         let (verdict, receiver) = match decision {
-            Decision::Forward(server, _method) => {
+            Decision::Forward(server, ForwardingMethod::Tunnel) => {
+                let receiver = Receiver::Tunnelled(server);
+                (wrap(tunnels, entry, packet, server, may_wait), Some(receiver))
+            }
+            Decision::Forward(server, _) => {
                 let receiver = Receiver::Server(server);
                 let next_hop = network.next_hop(server);
                 (forward(frames, entry, packet, receiver, next_hop, None, may_wait), Some(receiver))
@@ -310,12 +340,26 @@ impl Conclusion<'_> {
                 if merged {
                     return verdict;
                 }
-                return answers.instead_of(reason, frames, entry, packet, (network, receiver), *now);
+                let mtu = receiver.map_or(0, |receiver| largest(tunnels, receiver));
+                return answers.instead_of(reason, frames, entry, packet, (network, mtu), *now);
             }
             _ => (),
         }
         verdict
     }
+}
+
+/// What is the same for every frame that is to go to a next hop: looks whether there is a way, and lowers the time to
+/// live. A verdict where the frame goes no further.
+#[inline(always)]
+fn set_out(frames: &FramePool, entry: &mut Entry, packet: &Parsed, next_hop: &NextHop) -> Option<Verdict> {
+    match next_hop {
+        NextHop::Local => return Some(Verdict::ToHost),
+        NextHop::Failed(error) => return Some(Verdict::Drop((*error).into())),
+        NextHop::Resolving | NextHop::Ready { .. } => (),
+    }
+    let lived = dr::decrement_lifetime(frames, &mut entry.frame, packet);
+    lived.err().map(|error| Verdict::Drop(error.into()))
 }
 
 /// Changes a frame for its receiver. `may_wait` says whether there is room for one that must wait.
@@ -329,13 +373,8 @@ fn forward(
     translation: Option<Translation>,
     may_wait: impl FnOnce(Receiver) -> bool,
 ) -> Verdict {
-    match next_hop {
-        NextHop::Local => return Verdict::ToHost,
-        NextHop::Failed(error) => return Verdict::Drop((*error).into()),
-        NextHop::Resolving | NextHop::Ready { .. } => (),
-    }
-    if let Err(error) = dr::decrement_lifetime(frames, &mut entry.frame, packet) {
-        return Verdict::Drop(error.into());
+    if let Some(verdict) = set_out(frames, entry, packet, next_hop) {
+        return verdict;
     }
     let waybill = Waybill::new(receiver, packet, &entry.offload);
     match next_hop {
@@ -356,6 +395,36 @@ fn forward(
             Some(Err(error)) => Verdict::Drop(error.into()),
         },
         _ => Verdict::Drop(DropReason::NeighbourQueueFull),
+    }
+}
+
+/// Puts a packet into another one for a real server; one that must wait is put there when its wait is over.
+#[inline(never)]
+fn wrap(
+    tunnels: &mut Tunnels<'_>,
+    entry: &mut Entry,
+    packet: &Parsed,
+    server: ServerId,
+    may_wait: impl FnOnce(Receiver) -> bool,
+) -> Verdict {
+    let next_hop = tunnels.network.next_hop(server);
+    if let Some(verdict) = set_out(tunnels.frames, entry, packet, next_hop) {
+        return verdict;
+    }
+    match next_hop {
+        NextHop::Ready { .. } => tunnels.send(server, entry, packet),
+        _ if may_wait(Receiver::Tunnelled(server)) => Verdict::Held,
+        _ => Verdict::Drop(DropReason::NeighbourQueueFull),
+    }
+}
+
+/// The largest packet, in bytes, that goes to a receiver; 0 where that is not known.
+#[cold]
+fn largest(tunnels: &Tunnels<'_>, receiver: Receiver) -> u32 {
+    match (receiver.next_hop(tunnels.network), receiver) {
+        (NextHop::Ready { mtu, .. }, Receiver::Tunnelled(server)) => tunnels.mtu(server, *mtu),
+        (NextHop::Ready { mtu, .. }, _) => *mtu,
+        _ => 0,
     }
 }
 

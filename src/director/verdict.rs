@@ -72,6 +72,17 @@ drop_reasons! {
     TtlExpired = "ttl-expired",
     /// Larger than the next hop's MTU and not to be fragmented.
     TooBig = "too-big",
+    /// A tunnel's packet that is too big for its way and may be cut: the director does not cut packets.
+    MustFragment = "must-fragment",
+    /// The way to a tunnelled real server takes too small packets for a tunnel.
+    TunnelMtuTooSmall = "tunnel-mtu-too-small",
+    /// With a tunnel's headers it would be longer than a packet can be.
+    TooLongForTunnel = "too-long-for-tunnel",
+    /// For a tunnel, and left whole for a network card to cut: segmentation offloading is to be switched off where it
+    /// comes from.
+    Unsegmented = "unsegmented",
+    /// The host has no address of its own to send a tunnel's packets from.
+    NoTunnelSource = "no-tunnel-source",
     /// No free connection record, bucket or timer.
     ConnectionTableFull = "connection-table-full",
     /// No room for the connection template of a new client, and none that could give way.

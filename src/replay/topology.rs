@@ -202,6 +202,8 @@ impl Topology {
             local: self.local.clone(),
             local_networks: Vec::new(),
             next_hops,
+            // The one of the interface that they are sent out of.
+            sources: Vec::new(),
             routes: Arc::new(routes),
             ways,
             clients: self.neighbours.keys().map(|&client| (client, self.way(client))).collect(),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::sys::memory::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::types::ForwardingMethod;
+use crate::types::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind};
 
 use super::{RealServer, ServiceId};
 
@@ -38,6 +38,7 @@ pub struct ServerSlot {
     upper_threshold: AtomicU32,
     lower_threshold: AtomicU32,
     service: AtomicU32,
+    /// The forwarding method, and how packets are wrapped where it is tunnelling: see [`ServerSlot::set_method`].
     method: AtomicU32,
     /// Set when the address is IPv4's; the port.
     endpoint: AtomicU32,
@@ -138,7 +139,7 @@ impl ServerSlot {
 
     /// The forwarding method that new connections take.
     pub fn method(&self) -> ForwardingMethod {
-        match self.method.load(Ordering::Relaxed) {
+        match self.method.load(Ordering::Relaxed) & 0xff {
             0 => ForwardingMethod::Masquerading,
             1 => ForwardingMethod::Local,
             2 => ForwardingMethod::Tunnel,
@@ -146,9 +147,39 @@ impl ServerSlot {
         }
     }
 
-    /// Sets the forwarding method of new connections.
-    pub fn set_method(&self, method: ForwardingMethod) {
-        self.method.store(method as u32, Ordering::Relaxed);
+    /// Sets the forwarding method of new connections, and how packets of those that are tunnelled are wrapped from now
+    /// on. Both are one word, so that no packet sees half of a change.
+    pub fn set_method(&self, method: ForwardingMethod, tunnel: Tunnel) {
+        let kind = match tunnel.kind {
+            TunnelKind::Ipip => 0,
+            TunnelKind::Gue => 1,
+            TunnelKind::Gre => 2,
+        };
+        let checksum = match tunnel.checksum {
+            TunnelChecksum::None => 0,
+            TunnelChecksum::Checksum => 1,
+            TunnelChecksum::Remote => 2,
+        };
+        let word = u32::from(tunnel.port) << 16 | checksum << 12 | kind << 8 | method as u32;
+        self.method.store(word, Ordering::Relaxed);
+    }
+
+    /// How packets of tunnelled connections are wrapped.
+    pub fn tunnel(&self) -> Tunnel {
+        let word = self.method.load(Ordering::Relaxed);
+        Tunnel {
+            kind: match word >> 8 & 0xf {
+                0 => TunnelKind::Ipip,
+                1 => TunnelKind::Gue,
+                _ => TunnelKind::Gre,
+            },
+            port: (word >> 16) as u16,
+            checksum: match word >> 12 & 0xf {
+                0 => TunnelChecksum::None,
+                1 => TunnelChecksum::Checksum,
+                _ => TunnelChecksum::Remote,
+            },
+        }
     }
 
     /// Says where the real server is, before anybody is sent there: it never changes while the slot is in use.
@@ -324,7 +355,7 @@ mod tests {
         for (address, port) in [("10.88.2.11", 80), ("fd88::11", 65535), ("::ffff:10.0.0.1", 0)] {
             let address = address.parse().unwrap();
             slot.set_endpoint(address, port);
-            slot.set_method(ForwardingMethod::DirectRouting);
+            slot.set_method(ForwardingMethod::DirectRouting, Tunnel::IPIP);
             let method = ForwardingMethod::DirectRouting;
             assert_eq!(slot.real_server(ServerId(7)), RealServer { id: ServerId(7), address, port, method });
         }

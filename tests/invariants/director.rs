@@ -14,7 +14,7 @@ use uvs::service::marks::{MarkRule, MarkRules, MarkTarget, PortMatch, PortSide, 
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
 use uvs::sys::frames::FramePool;
 use uvs::types::{
-    Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey,
+    Duration, Family, ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey, Tunnel,
 };
 use uvs::wire::build::{Build, Transport};
 
@@ -70,6 +70,7 @@ impl Bench {
             local: [IpAddr::from(VIP), IpAddr::from(VIP6)].into(),
             local_networks: Vec::new(),
             next_hops: vec![NextHop::Failed(NextHopError::NoRoute); 512],
+            sources: vec![None; 512],
             // Clients behind a gateway, but for those of IPv6, who are neighbours.
             routes: Arc::new(Routes::new(
                 [("0.0.0.0/0", 0), ("::/0", 1)].map(|(prefix, route)| (prefix.parse().unwrap(), route)),
@@ -141,13 +142,16 @@ impl Bench {
                 UNREACHABLE => {}
                 _ => self.network.next_hops[server.index()] = ready(number),
             }
-            let address = server_address(key.family() == Family::V6, number as u8);
+            let is_ipv6 = key.family() == Family::V6;
+            let address = server_address(is_ipv6, number as u8);
+            self.network.sources[server.index()] = Some(server_address(is_ipv6, 200));
             let (method, port) = match port {
                 MASQUERADED => (ForwardingMethod::Masquerading, SERVER_PORT),
+                UNRESOLVED if number % 2 == 1 => (ForwardingMethod::Tunnel, UNRESOLVED),
                 port => (ForwardingMethod::DirectRouting, port),
             };
             slot.set_endpoint(address, port);
-            slot.set_method(method);
+            slot.set_method(method, Tunnel::IPIP);
             chooser.add(&shared.slots, RealServer { id: server, address, port, method });
         }
         let sticky = Persistence { timeout: PERSISTENCE, mask: ClientMask::ALL };

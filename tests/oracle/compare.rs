@@ -96,10 +96,34 @@ fn hide_identification(bytes: &mut [u8], cause: Option<&[u8]>) {
         false if bytes[6] == FRAGMENT => 44..48,
         false => return,
     };
-    let of_cause =
-        cause.filter(|cause| is_v4(cause) == is_v4(bytes) && (is_v4(cause) || cause[6] == FRAGMENT));
+    // An ICMP error about something else is the director's own, whatever number it happens to have.
+    let is_own = layout(bytes).protocol == ICMP && cause.is_some_and(|cause| layout(cause).protocol != ICMP);
+    let of_cause = cause
+        .filter(|_| !is_own)
+        .filter(|cause| is_v4(cause) == is_v4(bytes) && (is_v4(cause) || cause[6] == FRAGMENT));
     if of_cause.is_none_or(|cause| cause[place.clone()] != bytes[place.clone()]) {
         bytes[place].fill(0xee);
+    }
+}
+
+/// Whether a packet has `cause` in it, one hop older, behind headers of a tunnel.
+fn is_tunnelled(bytes: &[u8], cause: &[u8]) -> bool {
+    /// Up to where a hop changes a header of IPv4; IPv6 ends that before.
+    const CHANGED: usize = 12;
+    let Some(cause) = packet(cause) else { return false };
+    !matches!(layout(bytes).protocol, ICMP | ICMPV6)
+        && bytes.len() >= cause.len() + 20
+        && bytes.ends_with(&cause[CHANGED..])
+}
+
+/// Takes out what the director chose of a tunnel's headers: an identification, which is 0 only where nothing may be
+/// fragmented, and the port that GUE is sent from.
+fn hide_tunnel(bytes: &mut [u8]) {
+    if is_v4(bytes) && (bytes[4..6] != [0, 0] || bytes[6] & 0x40 == 0) {
+        bytes[4..6].fill(0xee);
+    }
+    if let Layout { protocol: UDP, transport: Some(at), .. } = layout(bytes) {
+        bytes[at..at + 2].fill(0xee);
     }
 }
 
@@ -112,7 +136,11 @@ pub(crate) fn comparable(frame: &[u8], cause: &[u8]) -> Comparable {
     let Some(bytes) = packet(frame) else { return (frame[..6].to_vec(), frame[14..].to_vec(), true) };
     let right = checksums_are_right(bytes);
     let mut bytes = bytes.to_vec();
-    hide_identification(&mut bytes, packet(cause));
+    if is_tunnelled(&bytes, cause) {
+        hide_tunnel(&mut bytes);
+    } else {
+        hide_identification(&mut bytes, packet(cause));
+    }
     if is_v4(&bytes) {
         bytes[10..12].fill(0);
     }

@@ -23,33 +23,7 @@ pub(crate) const CASES: &[Later] = &[
         Refused("nat_icmp_send other than '0': answering servers that have no connection"),
         &["nat-icmp-send", "v6-nat-icmp-send"],
     ),
-    (
-        "tunnelling",
-        Refused("tunnelling (-i)"),
-        &[
-            "sctp-tun",
-            "tun-gre",
-            "tun-gue",
-            "tun-gue-csum",
-            "tun-headers",
-            "udp-tun",
-            "v6-frag-tun",
-            "v6-icmp-tun",
-            "v6-tun-4in6",
-            "v6-tun-6in4",
-            "v6-tun-gre",
-            "v6-tun-gre-4in6",
-            "v6-tun-gre-6in4",
-            "v6-tun-gre-csum",
-            "v6-tun-gue",
-            "v6-tun-gue-4in6",
-            "v6-tun-gue-6in4",
-            "v6-tun-gue-csum",
-            "v6-tun-headers",
-            "v6-tun-icmp-from-path",
-            "v6-udp-tun",
-        ],
-    ),
+    ("fragments put together before they are tunnelled", Differs, &["v6-frag-tun"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     (
@@ -57,7 +31,11 @@ pub(crate) const CASES: &[Later] = &[
         Refused("sloppy_sctp other than '0': scheduling SCTP without INIT"),
         &["sctp-sloppy"],
     ),
-    ("fragmenting what is too big", Differs, &["dr-ttl-tos-mtu"]),
+    (
+        "fragmenting what is too big",
+        Differs,
+        &["dr-ttl-tos-mtu", "tun-headers", "v6-tun-4in6", "v6-tun-gre-4in6", "v6-tun-gue-4in6"],
+    ),
     ("answering what is too big", Differs, &["v6-dr-too-big", "v6-nat-too-big"]),
 ];
 
@@ -67,8 +45,6 @@ pub(crate) const SEQUENCES: &[Later] = &[];
 /// Command lines of `text/errors.txt` that the kernel took or refused for reasons of its own, and that are refused here
 /// for want of a feature.
 pub(crate) const ERRORS: &[(&str, &str)] = &[
-    ("ipvsadm -a -t 10.88.0.100:80 -r [fd88::11]:80 -i", "tunnelling (-i)"),
-    ("ipvsadm -a -t [fd88::100]:80 -r 10.88.2.11:80 -i", "tunnelling (-i)"),
     ("ipvsadm -A -t 10.88.7.11:80 -s rr --pe sip", "the persistence engine 'sip' (--pe)"),
     ("ipvsadm --start-daemon master --mcast-interface nosuch0", "the synchronization daemon"),
     ("ipvsadm --start-daemon master", "the synchronization daemon"),

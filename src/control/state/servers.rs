@@ -22,8 +22,7 @@ fn check(
     }
     match spec.method {
         ForwardingMethod::Masquerading if !permits_masquerading => return refuse("NAT (-m)"),
-        ForwardingMethod::Tunnel => return refuse("tunnelling (-i)"),
-        ForwardingMethod::Masquerading | ForwardingMethod::Local | ForwardingMethod::DirectRouting => (),
+        _ => (),
     }
     let unicast = match address {
         IpAddr::V4(address) => {
@@ -31,7 +30,9 @@ fn check(
         }
         IpAddr::V6(address) => !address.is_multicast() && !address.is_unspecified(),
     };
-    if !unicast || Family::of(address) != key.family() {
+    // Only a tunnel takes packets of one family to a real server of the other.
+    let is_reachable = spec.method == ForwardingMethod::Tunnel || Family::of(address) == key.family();
+    if !unicast || !is_reachable {
         return Err(ControlError::InvalidOperation);
     }
     Ok(())
@@ -43,7 +44,7 @@ impl State {
         let slot = self.shared.slots.get(id);
         slot.set_weight(spec.weight);
         slot.set_thresholds(spec.upper_threshold, spec.lower_threshold);
-        slot.set_method(spec.method);
+        slot.set_method(spec.method, spec.tunnel);
         slot.set_available(true);
     }
 

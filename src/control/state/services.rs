@@ -196,6 +196,7 @@ impl State {
                 "conn_reuse_mode" => settings.conn_reuse_mode = *number as u8,
                 "expire_nodest_conn" => settings.expire_nodest_conn = *number != 0,
                 "expire_quiescent_template" => settings.expire_quiescent_template = *number != 0,
+                "pmtu_disc" => settings.pmtu_disc = *number != 0,
                 "sloppy_tcp" => settings.sloppy_tcp = *number != 0,
                 // Not the packet path's: the schedulers are told below.
                 "lblc_expiration" | "lblcr_expiration" => (),

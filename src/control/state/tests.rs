@@ -76,7 +76,6 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let service = |key, spec| Command::AddService { key, spec };
     let rows = [
         (method(ForwardingMethod::Masquerading), "NAT (-m)"),
-        (method(ForwardingMethod::Tunnel), "tunnelling (-i)"),
         (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
         (
             service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),

@@ -404,7 +404,7 @@ fn persistent_services_are_masqueraded_too_and_a_datagrams_answer_assures() {
         let mut chooser = service.chooser.lock();
         let present = chooser.servers()[0];
         lab.director.shared().slots.get(present.id).set_endpoint(present.address, present.port);
-        lab.director.shared().slots.get(present.id).set_method(present.method);
+        lab.director.shared().slots.get(present.id).set_method(present.method, Tunnel::IPIP);
         chooser.update(&lab.director.shared().slots, present);
     }
     lab.publish();

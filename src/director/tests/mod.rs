@@ -11,6 +11,7 @@ mod masquerading;
 mod persistence;
 mod splits;
 mod states;
+mod tunnelling;
 mod ways;
 
 use std::net::IpAddr;
@@ -25,7 +26,7 @@ use crate::scheduler;
 use crate::service::marks::MarkRules;
 use crate::service::{Chooser, RealServer, ServerId, Service, ServiceId, ServiceTable};
 use crate::sys::frames::Frame;
-use crate::types::{Duration, ForwardingMethod, HashKey, MacAddress, PortId, Protocol, ServiceKey, VlanTag};
+use crate::types::{Duration, HashKey, MacAddress, PortId, Protocol, ServiceKey, Tunnel, VlanTag};
 use crate::wire::build::{Build, Transport};
 use crate::wire::transport::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::wire::{self, Outcome};
@@ -110,7 +111,7 @@ impl Lab {
                 let address = IpAddr::from([10, 88, 2, 10 + number as u8]);
                 let method = ForwardingMethod::DirectRouting;
                 slot.set_endpoint(address, port);
-                slot.set_method(method);
+                slot.set_method(method, Tunnel::IPIP);
                 chooser.add(&shared.slots, RealServer { id: server, address, port, method });
             }
             let key = ServiceKey::Address { protocol, address: vip, port };

@@ -401,7 +401,7 @@ fn workers_agree_on_every_clients_server() {
     let both = Shared::new(capacity, [HashKey::new([1, 2]), HashKey::new([3, 4])]).unwrap();
     for server in 1..=3 {
         let slot = both.slots.get(ServerId(server));
-        slot.set_method(ForwardingMethod::DirectRouting);
+        slot.set_method(ForwardingMethod::DirectRouting, Tunnel::IPIP);
         slot.set_weight(1);
         slot.set_available(true);
     }
