@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 METHODS = {"dr": "-g"}
 ONE_PACKET = False
 PERSISTENCE = False
+MARKS = True
 DATAGRAMS = True
 ICMP_ERRORS = False
 
@@ -86,6 +87,8 @@ class Service:
     server_port: int
     scheduler: str
     flags: str
+    # By which it is found; 0 for one that is found by its address and port, which then are only what is marked.
+    mark: int = 0
     servers: list = field(default_factory=list)
 
     @property
@@ -94,10 +97,12 @@ class Service:
 
     @property
     def name(self):
+        if self.mark:
+            return f"-f {self.mark}{' -6' if self.family == 6 else ''}"
         return f"{KINDS[self.protocol]} {endpoint(self.address, self.port)}"
 
     def real(self, number):
-        return endpoint(server_address(self.family, number), self.server_port)
+        return endpoint(server_address(self.family, number), 0 if self.mark else self.server_port)
 
 
 class Scenario:
@@ -130,6 +135,7 @@ class Scenario:
         self.has_mistakes = self.chance(0.3)
         # Connections that end while the sequence goes on; only then is there something to wait for.
         self.has_short_timeouts = self.chance(0.25)
+        self.has_marks = MARKS and self.chance(0.25)
         self.has_datagrams = DATAGRAMS and self.chance(0.3)
         self.waits = 2 if self.has_short_timeouts else 0
         self.weights = {
@@ -178,13 +184,22 @@ class Scenario:
         service = Service(
             choose(self.families), protocol, self.random.randint(0, 2), port, method, server_port, scheduler, flags
         )
+        if self.has_marks and self.chance(0.6):
+            service.mark = self.random.randint(1, 3)
         if service.name in (known.name for known in self.services):
             return []
         self.services.append(service)
-        lines = [f"ipvsadm -A {service.name} -s {scheduler} {flags}".strip()]
+        lines = self.mark_rules(service) if service.mark else []
+        lines.append(f"ipvsadm -A {service.name} -s {scheduler} {flags}".strip())
         for number in self.random.sample(SERVERS, servers):
             lines.append(self.add_server(service, number))
         return lines
+
+    def mark_rules(self, service):
+        """Marks what is for the service's address and port; rules stay when it goes."""
+        program = "iptables-legacy" if service.family == 4 else "ip6tables-legacy"
+        where = f"-d {service.address} -p {service.protocol} --dport {service.port}"
+        return [f"{program} -t mangle -A PREROUTING {where} -j MARK --set-mark {service.mark}"]
 
     def draw_scheduler(self):
         scheduler = self.random.choice(self.schedulers)
@@ -327,6 +342,7 @@ class Scenario:
         self.flows.append(flow)
         features = [f"scheduler {service.scheduler}", f"method {service.method}", "new connection"]
         features += [f"flags {service.flags}"] * bool(service.flags)
+        features += ["service by mark"] * bool(service.mark)
         self.client(flow, {"tcp": "S", "udp": "", "sctp": "INIT"}[service.protocol], features)
         if service.protocol != "udp" and self.chance(0.6):
             self.client(flow, {"tcp": "A", "sctp": "COOKIE-ECHO"}[service.protocol], [])
