@@ -32,7 +32,15 @@ def short_header(lab):
     return it
 
 
-CASES = {"save-thresholds": save_thresholds, "short-header": short_header}
+def no_services(lab):
+    it = Recorder(lab, "no-services", SERVICE, "a packet of a known connection when the last service is gone")
+    it.exchange("c", bytes(from_client(CLIENT4, id=0x4001) / tcp(5000, 80)))
+    it.run("ipvsadm -C")
+    it.exchange("c", bytes(from_client(CLIENT4, id=0x4002) / tcp(5000, 80, "A", 1001, 5001)))
+    return it
+
+
+CASES = {"save-thresholds": save_thresholds, "short-header": short_header, "no-services": no_services}
 
 
 def main():

@@ -9,7 +9,9 @@ use uvs::director::Verdict;
 use uvs::replay::Output;
 use uvs::types::PortId;
 
-use crate::compare::{Comparable, comparable, is_host_answer, is_reset, packet, printed, same_listing, without_counters};
+use crate::compare::{
+    Comparable, comparable, is_host_answer, is_reset, packet, printed, same_listing, without_counters,
+};
 use crate::lab::{CLIENTS, Lab, SERVERS};
 
 /// What came of a recording.
@@ -56,7 +58,8 @@ pub(crate) fn play(recording: &Value) -> Played {
         let step = &steps[number];
         let datagram = step.get("datagram");
         let rest = &steps[number + 1..];
-        let more = rest.iter().take_while(|next| datagram.is_some() && next.get("datagram") == datagram).count();
+        let more =
+            rest.iter().take_while(|next| datagram.is_some() && next.get("datagram") == datagram).count();
         let result = if let Some(seconds) = step.get("sleep") {
             lab.sleep(seconds.as_f64().unwrap());
             Ok(())
@@ -91,16 +94,33 @@ fn run(lab: &mut Lab, step: &Value) -> Result<(), String> {
 /// A frame that was sent: out of which port, and what of it counts.
 type Sent = (u16, Comparable);
 
+/// What counts of a frame that was sent for `cause`, a fragment or not. Of a datagram that it has put together, the kernel
+/// chooses the fragments' identification anew (IPv6), and quotes all of it in an error.
+fn to_compare(port: PortId, frame: &[u8], cause: &[u8], is_fragment: bool) -> Sent {
+    let (link, mut packet, are_right) = comparable(frame, cause);
+    let is_v4 = packet[0] >> 4 == 4;
+    if is_fragment && is_error(frame) {
+        let (addresses, kind) = if is_v4 { (12..20, 20..22) } else { (8..40, 40..42) };
+        packet = [&packet[addresses], &packet[kind]].concat();
+    } else if is_fragment && !is_v4 && packet[6] == IPV6_FRAGMENT {
+        packet[44..48].fill(0);
+    }
+    (port.0, (link, packet, are_right))
+}
+
 /// Gives the director the frames of some steps, and compares what comes of all of them.
 fn send(lab: &mut Lab, steps: &[Value]) -> Result<(), String> {
     let (mut got, mut recorded, mut to_host) = (Vec::<Sent>::new(), Vec::new(), Vec::new());
     let mut verdicts = Vec::new();
+    let is_fragment = steps[0].get("datagram").is_some();
     let frames: Vec<Vec<u8>> = steps.iter().map(|step| bytes(&step["send"]["hex"])).collect();
     for (step, frame) in steps.iter().zip(&frames) {
         for Output { verdict, bytes, .. } in lab.send_fragment(port(&step["send"]["port"]), frame) {
             verdicts.push(verdict);
             match verdict {
-                Verdict::Transmit(port) | Verdict::Reply(port) => got.push((port.0, comparable(&bytes, frame))),
+                Verdict::Transmit(port) | Verdict::Reply(port) => {
+                    got.push(to_compare(port, &bytes, frame, is_fragment));
+                }
                 Verdict::ToHost => to_host.push(bytes),
                 _ => {}
             }
@@ -108,12 +128,13 @@ fn send(lab: &mut Lab, steps: &[Value]) -> Result<(), String> {
         let answers = list(&step["recv"]).iter();
         recorded.extend(answers.map(|answer| (port(&answer["port"]), bytes(&answer["hex"]), frame)));
     }
-    let is_hosts =
-        |answer: &[u8]| to_host.iter().any(|sent| is_host_answer(answer, sent) || is_forwarded_by_host(answer, sent));
+    let is_hosts = |answer: &[u8]| {
+        to_host.iter().any(|sent| is_host_answer(answer, sent) || is_forwarded_by_host(answer, sent))
+    };
     let mut by_director: Vec<Sent> = recorded
         .iter()
         .filter(|(_, answer, _)| !is_hosts(answer))
-        .map(|(port, answer, cause)| (port.0, comparable(answer, cause)))
+        .map(|(port, answer, cause)| to_compare(*port, answer, cause, is_fragment))
         .collect();
     let has_host_answered = by_director.len() < recorded.len();
     got.sort_unstable();
@@ -143,14 +164,19 @@ fn recorded_words(steps: &[Value]) -> String {
 
 const IPV4_ICMP: u8 = 1;
 const IPV6_ICMP: u8 = 58;
+const IPV6_FRAGMENT: u8 = 44;
+
+/// Whether a frame is an ICMP error.
+fn is_error(frame: &[u8]) -> bool {
+    packet(frame).is_some_and(|packet| match packet[0] >> 4 {
+        4 => packet[9] == IPV4_ICMP && matches!(packet.get(20), Some(3 | 4 | 5 | 11 | 12)),
+        _ => packet[6] == IPV6_ICMP && packet.get(40).is_some_and(|&kind| kind < 128),
+    })
+}
 
 /// Whether the host's stack has nothing to say to this frame.
 fn is_silent_about(frame: &[u8]) -> bool {
-    let is_error = packet(frame).is_some_and(|packet| match packet[0] >> 4 {
-        4 => packet[9] == IPV4_ICMP && matches!(packet.get(20), Some(3 | 4 | 5 | 11 | 12)),
-        _ => packet[6] == IPV6_ICMP && packet.get(40).is_some_and(|&kind| kind < 128),
-    });
-    is_error || is_reset(frame)
+    is_error(frame) || is_reset(frame)
 }
 
 /// Whether `answer` is `sent` as a router passes it on: one hop less, and else the same.

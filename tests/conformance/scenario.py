@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 # What the director has: what it refuses is left out. Methods are ipvsadm's letters.
 METHODS = {"dr": "-g"}
 ONE_PACKET = False
-PERSISTENCE = False
+PERSISTENCE = True
 MARKS = True
 DATAGRAMS = True
 ICMP_ERRORS = False
@@ -30,6 +30,7 @@ SETTINGS = {
     "expire_nodest_conn": (0, 1),
     "conn_reuse_mode": (0, 1, 2, 3),
     "sloppy_tcp": (0, 1),
+    "expire_quiescent_template": (0, 1),
 }
 SERVERS = (1, 2, 3, 4, 5)
 PORTS = {"tcp": (80, 443, 8000), "udp": (53, 123, 5000), "sctp": (80, 2905, 3868)}
@@ -89,6 +90,9 @@ class Service:
     flags: str
     # By which it is found; 0 for one that is found by its address and port, which then are only what is marked.
     mark: int = 0
+    # `-p` and what goes with it, and whether it is for all ports.
+    persistence: str = ""
+    all_ports: bool = False
     servers: list = field(default_factory=list)
 
     @property
@@ -99,10 +103,14 @@ class Service:
     def name(self):
         if self.mark:
             return f"-f {self.mark}{' -6' if self.family == 6 else ''}"
-        return f"{KINDS[self.protocol]} {endpoint(self.address, self.port)}"
+        return f"{KINDS[self.protocol]} {endpoint(self.address, 0 if self.all_ports else self.port)}"
+
+    @property
+    def specification(self):
+        return " ".join(word for word in ("-s", self.scheduler, self.flags, self.persistence) if word)
 
     def real(self, number):
-        return endpoint(server_address(self.family, number), 0 if self.mark else self.server_port)
+        return endpoint(server_address(self.family, number), 0 if self.mark or self.all_ports else self.server_port)
 
 
 class Scenario:
@@ -135,6 +143,7 @@ class Scenario:
         self.has_mistakes = self.chance(0.3)
         # Connections that end while the sequence goes on; only then is there something to wait for.
         self.has_short_timeouts = self.chance(0.25)
+        self.has_persistence = PERSISTENCE and self.chance(0.35)
         self.has_marks = MARKS and self.chance(0.25)
         self.has_datagrams = DATAGRAMS and self.chance(0.3)
         self.waits = 2 if self.has_short_timeouts else 0
@@ -186,14 +195,25 @@ class Scenario:
         )
         if self.has_marks and self.chance(0.6):
             service.mark = self.random.randint(1, 3)
+        self.draw_persistence(service)
         if service.name in (known.name for known in self.services):
             return []
         self.services.append(service)
         lines = self.mark_rules(service) if service.mark else []
-        lines.append(f"ipvsadm -A {service.name} -s {scheduler} {flags}".strip())
+        lines.append(f"ipvsadm -A {service.name} {service.specification}")
         for number in self.random.sample(SERVERS, servers):
             lines.append(self.add_server(service, number))
         return lines
+
+    def draw_persistence(self, service, again=False):
+        if not self.has_persistence or not (again or self.chance(0.8)):
+            return
+        service.persistence = f"-p {self.random.choice((30, 50, 100))}"
+        if self.chance(0.4):
+            masks = ("255.255.255.255", "255.255.255.252", "255.255.255.0") if service.family == 4 else (128, 126, 64)
+            service.persistence += f" -M {self.random.choice(masks)}"
+        if not service.mark and not again:
+            service.all_ports = self.chance(0.3)
 
     def mark_rules(self, service):
         """Marks what is for the service's address and port; rules stay when it goes."""
@@ -265,17 +285,21 @@ class Scenario:
             return
         service = self.random.choice(self.services)
         service.scheduler, service.flags = self.draw_scheduler()
-        line = f"ipvsadm -E {service.name} -s {service.scheduler} {service.flags}".strip()
+        if service.persistence and self.chance(0.5):
+            self.draw_persistence(service, again=True)
+        line = f"ipvsadm -E {service.name} {service.specification}"
         self.command(line, "service edited", f"scheduler {service.scheduler}")
 
     def change_services(self):
-        if self.services and self.chance(0.5):
+        # There is always a service: without any, the kernel gives packets of known connections to the host, which is a
+        # deliberate difference.
+        if len(self.services) > 1 and self.chance(0.5):
             service = self.random.choice(self.services)
             self.services.remove(service)
             self.command(f"ipvsadm -D {service.name}", "service removed")
-        elif self.chance(0.1):
+        elif self.chance(0.2):
             self.services.clear()
-            self.command("ipvsadm -C", "all services removed")
+            self.command("\n".join(["ipvsadm -C", *self.new_service(2)]), "all services removed")
         else:
             lines = self.new_service(self.random.randint(0, 3))
             if lines:
@@ -339,13 +363,18 @@ class Scenario:
             "vip": service.address,
             "to_port": service.port,
         }
+        if service.all_ports and self.chance(0.5):
+            flow["to_port"] = self.random.randint(1, 9999)
         self.flows.append(flow)
         features = [f"scheduler {service.scheduler}", f"method {service.method}", "new connection"]
         features += [f"flags {service.flags}"] * bool(service.flags)
         features += ["service by mark"] * bool(service.mark)
+        features += ["persistent service"] * bool(service.persistence)
+        features += ["persistent service with a netmask"] * ("-M" in service.persistence)
+        features += ["service of all ports"] * service.all_ports
         self.client(flow, {"tcp": "S", "udp": "", "sctp": "INIT"}[service.protocol], features)
         if service.protocol != "udp" and self.chance(0.6):
-            self.client(flow, {"tcp": "A", "sctp": "COOKIE-ECHO"}[service.protocol], [])
+            self.client(flow, {"tcp": "A", "sctp": "COOKIE-ECHO"}[service.protocol], ["known connection"])
 
     def known_flow(self):
         if not self.flows:
