@@ -17,7 +17,9 @@ from scapy.layers.sctp import (
     SCTPChunkShutdownComplete,
 )
 
-from frames import fragments6, from_client, tcp, udp
+from frames import SERVER_MAC, fragments6, from_client, from_server, network_packet, tcp, udp
+from frames import transport as layout
+from scenario import server_address
 
 CHUNKS = {
     "INIT": lambda: SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1),
@@ -75,29 +77,57 @@ def header_fields(family, header, identification):
 
 def client_frame(step, identification):
     """The frame of a `client` step."""
+    flow = step["flow"]
+    fields = header_fields(flow["family"], step["header"], identification)
+    link = from_client(flow["client"], flow["vip"], **fields)
+    return finished(link, step, flow["port"], flow["to_port"])
+
+
+def server_frame(step, identification, server):
+    """The frame of a `server` step; `server` is the real server's number, its address, and its port."""
+    flow = step["flow"]
+    number, address, port = server
+    fields = header_fields(flow["family"], step["header"], identification)
+    return finished(from_server(number, flow["client"], address, **fields), step, port, flow["port"])
+
+
+def finished(packet, step, source_port, port):
+    """The frame with this link and network header, and what else the step says."""
     flow, header = step["flow"], step["header"]
-    fields = header_fields(flow["family"], header, identification)
-    packet = from_client(flow["client"], flow["vip"], **fields)
-    packet /= transport(flow["protocol"], flow["port"], flow["to_port"], step["content"], step["size"])
+    packet /= transport(flow["protocol"], source_port, port, step["content"], step["size"])
     for name in ("wrong checksum", "no checksum"):
         layer = {"tcp": TCP, "udp": UDP, "sctp": SCTP}[flow["protocol"]]
         if header.get(name):
             packet[layer].chksum = 0x1234 if name == "wrong checksum" else 0
     if header.get("wrong header checksum"):
         packet[IP].chksum = 0x1234
-    frame = bytes(packet)
-    if header.get("cut short"):
-        # The packet says so, too: ten bytes of a TCP header.
-        length = len(frame) - len(bytes(packet[TCP])) + 10
-        network = IP if flow["family"] == 4 else IPv6
-        shorter = packet.copy()
-        shorter[network].remove_payload()
-        if flow["family"] == 4:
-            shorter[IP].proto, shorter[IP].len = 6, length - 14
-        else:
-            shorter[IPv6].nh, shorter[IPv6].plen = 6, 10
-        frame = bytes(shorter / Raw(frame[length - 10 : length]))
+    frame = cut_short(packet) if header.get("cut short") else bytes(packet)
     return frame + b"\0" * header.get("padding", 0)
+
+
+def cut_short(packet):
+    """The frame with ten bytes of the TCP header, and lengths that say so."""
+    segment, shorter = bytes(packet[TCP])[:10], packet.copy()
+    if IP in packet:
+        shorter[IP].remove_payload()
+        shorter[IP].proto, shorter[IP].len = 6, 20 + 10
+    else:
+        shorter[IPv6].remove_payload()
+        shorter[IPv6].nh, shorter[IPv6].plen = 6, 10
+    return bytes(shorter / Raw(segment))
+
+
+def server_of(flow, answers):
+    """The real server to which a client's packet went: its number, its address, and its port there."""
+    numbers = {bytes.fromhex(mac.replace(":", "")): number for number, mac in SERVER_MAC.items()}
+    for frame in answers:
+        number, packet = numbers.get(frame[:6]), network_packet(frame)
+        if not number or packet is None:
+            continue
+        _, at, _ = layout(packet)
+        if at is not None:
+            return number, server_address(flow["family"], number), int.from_bytes(packet[at + 2 : at + 4], "big")
+    return None
 
 
 def datagram_frames(step, identification):

@@ -23,11 +23,11 @@ sys.path.insert(0, str(HERE.parent / "oracle/kernel"))
 from lab import Lab, Recorder  # noqa: E402
 
 from coverage import Coverage  # noqa: E402
-from packets import client_frame, datagram_frames  # noqa: E402
-from scenario import Scenario  # noqa: E402
+from packets import client_frame, datagram_frames, server_frame, server_of  # noqa: E402
+from scenario import Scenario, server_address  # noqa: E402
 
 # How often a difference has to be seen, and how many recordings may be made to shorten a sequence.
-CONFIRMATIONS, SHORTENING_ATTEMPTS = 3, 120
+CONFIRMATIONS, SHORTENING_ATTEMPTS = 3, 60
 PLAY_SECONDS = 60
 NOT_BOOTED = 77
 
@@ -36,6 +36,7 @@ def record(lab, name, setup, steps):
     """The kernel's recording of these steps, and of each the numbers of its recorded steps."""
     it = Recorder(lab, name, "\n".join(setup), "a random sequence")
     it.case["numbers"] = []
+    servers = {}
     for number, step in enumerate(steps):
         before = len(it.case["steps"])
         match step["do"]:
@@ -44,12 +45,24 @@ def record(lab, name, setup, steps):
             case "sleep":
                 it.sleep(step["seconds"])
             case "client":
-                it.exchange("c", client_frame(step, number + 1))
+                answers = it.exchange("c", client_frame(step, number + 1))
+                servers[connection(step)] = server_of(step["flow"], answers) or servers.get(connection(step))
+            case "server":
+                it.exchange("s", server_frame(step, number + 1, servers.get(connection(step)) or any_server(step)))
             case "datagram":
                 for frame in datagram_frames(step, number + 1):
                     it.exchange("c", frame, datagram=number)
         it.case["numbers"] += [number] * (len(it.case["steps"]) - before)
     return it.case
+
+
+def connection(step):
+    return tuple(step["flow"].values())
+
+
+def any_server(step):
+    """Of a connection that none has."""
+    return 1, server_address(step["flow"]["family"], 1), step["flow"]["to_port"]
 
 
 class Player:

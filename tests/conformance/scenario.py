@@ -1,7 +1,7 @@
 """Random rules and packets, from a seed.
 
 A sequence is a list of steps that can be told in JSON and stand alone, so that any of them can be left out to make a
-failing sequence shorter. `client`, `server`, `error` and `datagram` become frames in packets.py; `command`, `list`
+failing sequence shorter. `client`, `server` and `datagram` become frames in packets.py; `command`, `list`
 and `sleep` are what they say.
 
 Each sequence draws what it is about (families, protocols, schedulers, settings, which kinds of steps), rather than all
@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass, field
 
 # What the director has: what it refuses is left out. Methods are ipvsadm's letters.
-METHODS = {"dr": "-g"}
+METHODS = {"dr": "-g", "nat": "-m"}
 ONE_PACKET = False
 PERSISTENCE = True
 MARKS = True
@@ -150,6 +150,7 @@ class Scenario:
         self.weights = {
             self.new_flow: 30,
             self.known_flow: 30,
+            self.server_packet: 25 if "nat" in self.methods else 0,
             self.stray: 4,
             self.edit_server: self.chance(0.7) * self.random.randint(1, 12),
             self.change_servers: self.chance(0.6) * self.random.randint(1, 8),
@@ -362,6 +363,7 @@ class Scenario:
             "port": self.next_port,
             "vip": service.address,
             "to_port": service.port,
+            "method": service.method,
         }
         if service.all_ports and self.chance(0.5):
             flow["to_port"] = self.random.randint(1, 9999)
@@ -382,6 +384,21 @@ class Scenario:
         # The latest more often: they are still there.
         flow = self.random.choice(self.flows[-6:] if self.chance(0.7) else self.flows)
         self.client(flow, self.draw_content(flow["protocol"]), ["known connection"])
+
+    def server_packet(self):
+        """A packet of the real server that has a connection, whichever that is; of one that has not, if none has."""
+        flows = [flow for flow in self.flows if flow["method"] == "nat"]
+        if not flows:
+            return self.new_flow()
+        flow = self.random.choice(flows[-4:] if self.chance(0.7) else flows)
+        match flow["protocol"]:
+            case "tcp":
+                content = self.random.choice(("SA", "SA", "A", "PA", "FA", "R", self.random.choice(TCP_FLAGS)))
+            case "sctp":
+                content = self.random.choice(("INIT-ACK", "COOKIE-ACK", "SACK", self.random.choice(CHUNKS)))
+            case _:
+                content = ""
+        self.packet("server", flow, content, ["real server's packet"])
 
     def draw_content(self, protocol):
         """TCP flags, or an SCTP chunk: more often one that opens or closes, or is usual."""
@@ -414,9 +431,12 @@ class Scenario:
         self.client(flow, content, features + ["source port 20"] * (flow["port"] == 20))
 
     def client(self, flow, content, features):
-        """A client's packet: TCP flags or an SCTP chunk, with a header that may be unusual."""
+        self.packet("client", flow, content, features)
+
+    def packet(self, whose, flow, content, features):
+        """A packet of a connection: TCP flags or an SCTP chunk, with a header that may be unusual."""
         header = self.draw_header(flow["family"], flow["protocol"]) if self.has_odd_headers else {}
-        if "known connection" in features:
+        if whose == "server" or "known connection" in features:
             # The kernel passes on what has ports, and no whole header behind them: a deliberate difference.
             header.pop("cut short", None)
         size = self.random.choice((0, 0, 1, 10, 100, 1200, 1400))
@@ -426,7 +446,7 @@ class Scenario:
         elif flow["protocol"] == "sctp":
             features.append(f"SCTP {content}")
         features += [f"header: {name}" for name in header]
-        self.add("client", features, flow=flow, content=content, size=size, header=header)
+        self.add(whose, features, flow=flow, content=content, size=size, header=header)
 
     def draw_header(self, family, protocol):
         match self.random.randint(0, 9):
