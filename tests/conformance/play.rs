@@ -174,9 +174,10 @@ fn is_error(frame: &[u8]) -> bool {
     })
 }
 
-/// Whether the host's stack has nothing to say to this frame.
+/// Whether the host's stack has nothing to say to this frame: it has a wrong checksum, say.
 fn is_silent_about(frame: &[u8]) -> bool {
-    is_error(frame) || is_reset(frame)
+    let (_, _, is_right) = comparable(frame, frame);
+    is_error(frame) || is_reset(frame) || !is_right
 }
 
 /// Whether `answer` is `sent` as a router passes it on: one hop less, and else the same.

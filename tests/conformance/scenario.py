@@ -334,8 +334,8 @@ class Scenario:
 
     def list_something(self):
         line = self.random.choice(LISTINGS)
-        if line == SAVE and self.has_thresholds:
-            # The kernel's tool leaves them out: a deliberate difference.
+        if line == SAVE and (self.has_thresholds or self.has_marks):
+            # The kernel's tool leaves both out: a deliberate difference.
             line = CONNECTIONS
         self.add("list", [f"listing {line.split(' | ')[0]}"], line=line)
 
