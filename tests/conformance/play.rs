@@ -144,11 +144,25 @@ fn send(lab: &mut Lab, steps: &[Value]) -> Result<(), String> {
     } else if !has_host_answered && to_host.iter().any(|frame| !is_silent_about(frame)) {
         "the host would have answered".to_owned()
     } else if got != by_director {
-        format!("{got:02x?} instead of {by_director:02x?}")
+        in_short(&got, &by_director)
     } else {
         return Ok(());
     };
     Err(format!("{}: {why}; verdicts {verdicts:?}; recorded: {}", words(steps), recorded_words(steps)))
+}
+
+/// What is only in one of two sorted lists.
+fn in_short(got: &[Sent], recorded: &[Sent]) -> String {
+    let only = |those: &[Sent], others: &[Sent]| {
+        let mut text = String::new();
+        for (port, (link, packet, are_right)) in those.iter().filter(|sent| !others.contains(sent)) {
+            let hex: String = packet.iter().take(100).map(|byte| format!("{byte:02x}")).collect();
+            let sums = if *are_right { "" } else { " (wrong checksum)" };
+            text += &format!(" port {port} to {:02x}: {hex}{sums}", link[link.len() - 1]);
+        }
+        if text.is_empty() { " the same, but not as often".to_owned() } else { text }
+    };
+    format!("sent{} instead of{}", only(got, recorded), only(recorded, got))
 }
 
 fn words(steps: &[Value]) -> String {

@@ -52,6 +52,8 @@ def record(lab, name, setup, steps):
             case "datagram":
                 for frame in datagram_frames(step, number + 1):
                     it.exchange("c", frame, datagram=number)
+                # They are played together, and the time that they took after that.
+                it.case["steps"][before:] = sorted(it.case["steps"][before:], key=lambda made: "sleep" in made)
         it.case["numbers"] += [number] * (len(it.case["steps"]) - before)
     return it.case
 

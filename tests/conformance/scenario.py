@@ -484,8 +484,11 @@ class Scenario:
             "port": self.next_port,
             "vip": service.address,
             "to_port": service.port,
+            "method": service.method,
         }
-        size, count = self.random.choice((8, 64, 512, 1400)), self.random.randint(2, 4)
+        # Larger than IPv6's fragment header, so that the whole is longer than a fragment: else the kernel sends it whole.
+        size, count = self.random.choice((16, 64, 512, 1400)), self.random.randint(2, 4)
         order = self.random.sample(range(count), count)
-        features = ["fragments", f"IPv{service.family}", "fragments in order" if order == sorted(order) else "fragments out of order"]
+        way = "in order" if order == sorted(order) else "out of order"
+        features = ["fragments", f"IPv{service.family}", f"fragments {way}", f"fragments, method {service.method}"]
         self.add("datagram", features, flow=flow, size=size, count=count, order=order)
