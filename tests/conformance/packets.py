@@ -1,6 +1,19 @@
 """Steps of a sequence as frames."""
 
-from scapy.all import IP, TCP, UDP, IPOption_NOP, IPv6, Raw, fragment
+from scapy.all import (
+    ICMP,
+    IP,
+    TCP,
+    UDP,
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
+    IPOption_NOP,
+    IPv6,
+    Raw,
+    fragment,
+)
 from scapy.layers.sctp import (
     SCTP,
     SCTPChunkAbort,
@@ -17,7 +30,7 @@ from scapy.layers.sctp import (
     SCTPChunkShutdownComplete,
 )
 
-from frames import SERVER_MAC, fragments6, from_client, from_server, network_packet, tcp, udp
+from frames import SERVER_MAC, fragments6, from_client, from_server, network_header, network_packet, tcp, udp
 from frames import transport as layout
 from scenario import server_address
 
@@ -89,6 +102,31 @@ def server_frame(step, identification, server):
     number, address, port = server
     fields = header_fields(flow["family"], step["header"], identification)
     return finished(from_server(number, flow["client"], address, **fields), step, port, flow["port"])
+
+
+# Who tells the director, from the clients' side, that a packet did not arrive.
+CLIENTS_ROUTERS = {4: "10.88.130.7", 6: "fd88:80:7::7"}
+ERRORS6 = {1: ICMPv6DestUnreach, 2: ICMPv6PacketTooBig, 3: ICMPv6TimeExceeded, 4: ICMPv6ParamProblem}
+
+
+def error_frame(step, identification, server):
+    """The frame of an `error` step, about a packet to the client, or to the real server."""
+    flow, (kind, code), family = step["flow"], step["kind"], step["flow"]["family"]
+    number, address, port = server
+    fields = header_fields(family, {}, identification)
+    if step["side"] == "c":
+        outer = from_client(CLIENTS_ROUTERS[family], flow["vip"], **fields)
+        ends, ports = (flow["vip"], flow["client"]), (flow["to_port"], flow["port"])
+    else:
+        outer = from_server(number, flow["client"], address, **fields)
+        ends, ports = (flow["client"], address), (flow["port"], port)
+    content = {"tcp": "A", "udp": "", "sctp": "DATA"}[flow["protocol"]]
+    inner = network_header(*ends) / transport(flow["protocol"], *ports, content, step["size"])
+    if family == 4:
+        mtu = {"nexthopmtu": 1300} if (kind, code) == (3, 4) else {}
+        return bytes(outer / ICMP(type=kind, code=code, **mtu) / Raw(bytes(inner)))
+    error = ERRORS6[kind](mtu=1300) if kind == 2 else ERRORS6[kind](code=code)
+    return bytes(outer / error / Raw(bytes(inner)))
 
 
 def finished(packet, step, source_port, port):

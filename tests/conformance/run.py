@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent / "oracle/kernel"))
 from lab import Lab, Recorder  # noqa: E402
 
 from coverage import Coverage  # noqa: E402
-from packets import client_frame, datagram_frames, server_frame, server_of  # noqa: E402
+from packets import client_frame, datagram_frames, error_frame, server_frame, server_of  # noqa: E402
 from scenario import Scenario, server_address  # noqa: E402
 
 # How often a difference has to be seen, and how many recordings may be made to shorten a sequence.
@@ -49,6 +49,9 @@ def record(lab, name, setup, steps):
                 servers[connection(step)] = server_of(step["flow"], answers) or servers.get(connection(step))
             case "server":
                 it.exchange("s", server_frame(step, number + 1, servers.get(connection(step)) or any_server(step)))
+            case "error":
+                server = servers.get(connection(step)) or any_server(step)
+                it.exchange(step["side"], error_frame(step, number + 1, server))
             case "datagram":
                 for frame in datagram_frames(step, number + 1):
                     it.exchange("c", frame, datagram=number)

@@ -1,7 +1,7 @@
 """Random rules and packets, from a seed.
 
 A sequence is a list of steps that can be told in JSON and stand alone, so that any of them can be left out to make a
-failing sequence shorter. `client`, `server` and `datagram` become frames in packets.py; `command`, `list`
+failing sequence shorter. `client`, `server`, `error` and `datagram` become frames in packets.py; `command`, `list`
 and `sleep` are what they say.
 
 Each sequence draws what it is about (families, protocols, schedulers, settings, which kinds of steps), rather than all
@@ -34,6 +34,8 @@ SETTINGS = {
 }
 SERVERS = (1, 2, 3, 4, 5)
 PORTS = {"tcp": (80, 443, 8000), "udp": (53, 123, 5000), "sctp": (80, 2905, 3868)}
+# ICMP errors: type and code of each family.
+ERRORS = {4: ((3, 0), (3, 1), (3, 3), (3, 4), (11, 0), (5, 1)), 6: ((1, 0), (1, 4), (2, 0), (3, 0), (3, 1), (4, 0))}
 TCP_FLAGS = ("S", "A", "PA", "FA", "R", "RA", "SA", "", "F", "SF", "SR", "FPU", "P", "SEC")
 CHUNKS = (
     *("INIT", "COOKIE-ECHO", "DATA", "SACK", "HEARTBEAT", "SHUTDOWN", "SHUTDOWN-ACK", "SHUTDOWN-COMPLETE"),
@@ -152,6 +154,7 @@ class Scenario:
             self.known_flow: 30,
             self.server_packet: 25 if "nat" in self.methods else 0,
             self.stray: 4,
+            self.error: 6 if ICMP_ERRORS and self.chance(0.4) else 0,
             self.edit_server: self.chance(0.7) * self.random.randint(1, 12),
             self.change_servers: self.chance(0.6) * self.random.randint(1, 8),
             self.edit_service: self.chance(0.5) * 3,
@@ -399,6 +402,16 @@ class Scenario:
             case _:
                 content = ""
         self.packet("server", flow, content, ["real server's packet"])
+
+    def error(self):
+        """An ICMP error about a connection: from the clients' side, or, of NAT, from the real servers'."""
+        if not self.flows:
+            return self.new_flow()
+        flow = self.random.choice(self.flows[-6:])
+        side = "s" if flow["method"] == "nat" and self.chance(0.4) else "c"
+        kind = self.random.choice(ERRORS[flow["family"]])
+        features = [f"ICMP error from side {side}", f"ICMP error IPv{flow['family']} {kind[0]}/{kind[1]}"]
+        self.add("error", features, flow=flow, side=side, kind=kind, size=self.random.choice((0, 100)))
 
     def draw_content(self, protocol):
         """TCP flags, or an SCTP chunk: more often one that opens or closes, or is usual."""

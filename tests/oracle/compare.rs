@@ -196,7 +196,7 @@ pub(crate) fn is_reset(frame: &[u8]) -> bool {
 }
 
 /// `MINUTES:SECONDS` in seconds.
-fn expiry(word: &str) -> Option<i64> {
+pub(crate) fn expiry(word: &str) -> Option<i64> {
     let (minutes, seconds) = word.split_once(':')?;
     if minutes.len() < 2 || seconds.len() != 2 {
         return None;
