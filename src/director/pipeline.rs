@@ -294,9 +294,13 @@ impl Pass<'_> {
         }
         let record = F::table(self.shared).record(index);
         let (server, lifecycle) = (record.server(), record.lifecycle());
-        let traffic = &self.counters.traffic;
-        traffic.server(server).packet_out(packet.ip_length);
-        traffic.service(self.shared.slots.get(server).service()).packet_out(packet.ip_length);
+        let slot = self.shared.slots.get(server);
+        if slot.is_available() {
+            // Not for one that was removed (`ip_vs_out_stats`).
+            let traffic = &self.counters.traffic;
+            traffic.server(server).packet_out(packet.ip_length);
+            traffic.service(slot.service()).packet_out(packet.ip_length);
+        }
         if protocol == Protocol::Udp
             && let Some(template) = record.control()
             // Only then it was the connection's.
