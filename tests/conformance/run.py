@@ -42,6 +42,8 @@ def record(lab, name, setup, steps):
         match step["do"]:
             case "command" | "list":
                 it.run(step["line"])
+                if step.get("settled"):
+                    it.case["steps"][before]["settled"] = True
             case "sleep":
                 it.sleep(step["seconds"])
             case "client":

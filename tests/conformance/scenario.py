@@ -18,7 +18,8 @@ ONE_PACKET = False
 PERSISTENCE = True
 MARKS = True
 DATAGRAMS = True
-ICMP_ERRORS = False
+# Methods of connections about which there are ICMP errors.
+ICMP_ERRORS = ("dr",)
 
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh")
 SCHEDULER_FLAGS = {
@@ -136,7 +137,7 @@ class Scenario:
         choose = self.random.choice
         self.families = choose(((4,), (4,), (6,), (6,), (4, 6)))
         self.protocols = choose((("tcp",), ("tcp",), ("udp",), ("sctp",), ("tcp", "udp"), ("tcp", "udp", "sctp")))
-        self.schedulers = some(SCHEDULERS, 2)
+        self.schedulers = some(SCHEDULERS, 3)
         self.methods = some(sorted(METHODS), self.random.randint(1, len(METHODS)))
         self.clients = self.random.randint(1, 12)
         self.settings = some(sorted(SETTINGS), self.random.randint(0, len(SETTINGS)))
@@ -158,7 +159,7 @@ class Scenario:
             self.edit_server: self.chance(0.7) * self.random.randint(1, 12),
             self.change_servers: self.chance(0.6) * self.random.randint(1, 8),
             self.edit_service: self.chance(0.5) * 3,
-            self.change_services: self.chance(0.4) * 2,
+            self.change_services: self.chance(0.5) * 4,
             self.change_setting: 2 if self.settings else 0,
             self.mistake: 3 if self.has_mistakes else 0,
             self.list_something: 8,
@@ -295,13 +296,15 @@ class Scenario:
         self.command(line, "service edited", f"scheduler {service.scheduler}")
 
     def change_services(self):
-        # There is always a service: without any, the kernel gives packets of known connections to the host, which is a
-        # deliberate difference.
-        if len(self.services) > 1 and self.chance(0.5):
-            service = self.random.choice(self.services)
+        # There is always a service of the family: without any, the kernel gives packets of known connections to the host,
+        # which is a deliberate difference.
+        families = [service.family for service in self.services]
+        can_go = [service for service in self.services if families.count(service.family) > 1]
+        if can_go and self.chance(0.5):
+            service = self.random.choice(can_go)
             self.services.remove(service)
             self.command(f"ipvsadm -D {service.name}", "service removed")
-        elif self.chance(0.2):
+        elif len(self.families) == 1 and self.chance(0.2):
             self.services.clear()
             self.command("\n".join(["ipvsadm -C", *self.new_service(2)]), "all services removed")
         else:
@@ -345,6 +348,10 @@ class Scenario:
     def list_everything(self):
         self.add("list", [f"listing {CONNECTIONS.split(' | ')[0]}"], line=CONNECTIONS)
         self.add("list", ["listing ipvsadm -Ln"], line="ipvsadm -Ln")
+        if self.chance(0.2):
+            # The kernel copies its counters every two seconds.
+            self.add("sleep", [], seconds=2.5)
+            self.add("list", ["listing ipvsadm -Ln --stats, counters"], line="ipvsadm -Ln --stats --exact", settled=True)
 
     def wait(self):
         # Whatever the two of them add up to, it is not within a second of a short timeout: 6, 7, 9 and 10.
@@ -405,9 +412,10 @@ class Scenario:
 
     def error(self):
         """An ICMP error about a connection: from the clients' side, or, of NAT, from the real servers'."""
-        if not self.flows:
+        flows = [flow for flow in self.flows[-8:] if flow["method"] in ICMP_ERRORS]
+        if not flows:
             return self.new_flow()
-        flow = self.random.choice(self.flows[-6:])
+        flow = self.random.choice(flows)
         side = "s" if flow["method"] == "nat" and self.chance(0.4) else "c"
         kind = self.random.choice(ERRORS[flow["family"]])
         features = [f"ICMP error from side {side}", f"ICMP error IPv{flow['family']} {kind[0]}/{kind[1]}"]
