@@ -11,6 +11,7 @@ Called by scripts/conformance.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -206,6 +207,8 @@ def main():
     limit = wanted.sequences or (None if wanted.minutes else 30)
     end = time.monotonic() + 60 * wanted.minutes if wanted.minutes else None
     began = time.monotonic()
+    # So that nothing is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     lab = Lab()
     try:
         lab.__enter__()
