@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::sys::frames::FramePool;
 use crate::types::{Duration, Instant};
-use crate::wire::{Parsed, icmp, icmpv6};
+use crate::wire::{Fragment, Parsed, icmp, icmpv6};
 
 use super::batch::{Entry, Offload};
 use super::configuration::Network;
@@ -53,6 +53,11 @@ impl Answers {
         (network, mtu): (&Network, u32),
         now: Instant,
     ) -> Verdict {
+        // What is wrong with the whole datagram is said once, to its first fragment; of IPv6 even a later one that is too
+        // big is answered for itself.
+        if matches!(packet.fragment, Fragment::Later { .. }) && reason != DropReason::TooBig {
+            return Verdict::Drop(reason);
+        }
         let destination = packet.addresses.destination();
         let sender = if network.is_local(destination) {
             destination

@@ -81,6 +81,9 @@ pub(super) fn follow(
     };
     let slot = shared.slots.get(server);
     let traffic = &counters.traffic;
+    if is_reply && !slot.is_available() {
+        return decision;
+    }
     if is_reply {
         traffic.server(server).more_out(bytes);
         traffic.service(slot.service()).more_out(bytes);

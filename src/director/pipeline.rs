@@ -268,7 +268,8 @@ impl Pass<'_> {
             // What a template controls is not reused, however it ended.
             if quiescent || (self.is_reused(protocol, lifecycle) && record.control().is_none()) {
                 self.end::<F>(ConnectionId { index, generation: lifecycle.generation });
-                return self.unknown::<F>(packet, protocol, key, hash);
+                return self
+                    .instead_of(slot, lifecycle, |pass| pass.unknown::<F>(packet, protocol, key, hash));
             }
         }
         if !slot.is_available() {
@@ -295,9 +296,13 @@ impl Pass<'_> {
         }
         let record = F::table(self.shared).record(index);
         let (server, lifecycle) = (record.server(), record.lifecycle());
-        let traffic = &self.counters.traffic;
-        traffic.server(server).packet_out(packet.ip_length);
-        traffic.service(self.shared.slots.get(server).service()).packet_out(packet.ip_length);
+        let slot = self.shared.slots.get(server);
+        if slot.is_available() {
+            // Not for one that was removed (`ip_vs_out_stats`).
+            let traffic = &self.counters.traffic;
+            traffic.server(server).packet_out(packet.ip_length);
+            traffic.service(slot.service()).packet_out(packet.ip_length);
+        }
         if protocol == Protocol::Udp
             && let Some(template) = record.control()
             // Only then it was the connection's.
@@ -376,6 +381,24 @@ impl Pass<'_> {
             // No room for the timer means the connection is collected when its former one fires.
             let _ = F::local(self.locals).wheel.file(F::table(self.shared), index, deadline);
         }
+    }
+
+    /// Schedules what takes the place of a connection that has just ended, which still counts while a real server is
+    /// chosen: the kernel only has its timer run off at once (`ip_vs_conn_expire_now`).
+    #[cold]
+    fn instead_of(
+        &mut self,
+        slot: &ServerSlot,
+        ended: Lifecycle,
+        schedule: impl FnOnce(&mut Self) -> Decision,
+    ) -> Decision {
+        slot.connection_added();
+        if ended.is_active() {
+            slot.connection_moved(true);
+        }
+        let decision = schedule(self);
+        slot.connection_removed(ended.is_active());
+        decision
     }
 
     #[cold]

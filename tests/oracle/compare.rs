@@ -252,7 +252,7 @@ pub(crate) fn is_translated_error_over_ipv6(frame: &[u8], cause: &[u8]) -> bool 
 }
 
 /// `MINUTES:SECONDS` in seconds.
-fn expiry(word: &str) -> Option<i64> {
+pub(crate) fn expiry(word: &str) -> Option<i64> {
     let (minutes, seconds) = word.split_once(':')?;
     if minutes.len() < 2 || seconds.len() != 2 {
         return None;

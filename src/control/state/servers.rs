@@ -9,6 +9,11 @@ use crate::control::error::ControlError;
 use crate::service::{RealServer, ServerId, Service, ServiceId};
 use crate::types::{Family, ForwardingMethod, Instant, ServiceKey};
 
+/// What the kernel refuses before it looks for the real server (`ip_vs_add_dest`, `ip_vs_edit_dest`).
+fn check_thresholds(spec: &ServerSpec) -> Result<(), ControlError> {
+    if spec.lower_threshold > spec.upper_threshold { Err(ControlError::OutOfRange) } else { Ok(()) }
+}
+
 /// What the kernel refuses, and what is not built yet (`ip_vs_add_dest`).
 fn check(
     key: &ServiceKey,
@@ -17,9 +22,6 @@ fn check(
     permits_masquerading: bool,
 ) -> Result<(), ControlError> {
     let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
-    if spec.lower_threshold > spec.upper_threshold {
-        return Err(ControlError::OutOfRange);
-    }
     match spec.method {
         ForwardingMethod::Masquerading if !permits_masquerading => return refuse("NAT (-m)"),
         _ => (),
@@ -56,6 +58,7 @@ impl State {
         spec: &ServerSpec,
     ) -> Result<(), ControlError> {
         let service = self.entry(key).ok_or(ControlError::ServiceNotDefined)?;
+        check_thresholds(spec)?;
         if service.servers.iter().any(|server| (server.address, server.port) == (address, port)) {
             return Err(ControlError::ServerExists);
         }
@@ -115,6 +118,7 @@ impl State {
     ) -> Result<(), ControlError> {
         let permits_masquerading = self.permits_masquerading;
         let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
+        check_thresholds(spec)?;
         let server = entry.servers.iter_mut().find(|server| (server.address, server.port) == (address, port));
         let server = server.ok_or(ControlError::NoSuchServer)?;
         check(key, address, spec, permits_masquerading)?;

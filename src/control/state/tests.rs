@@ -107,8 +107,16 @@ fn errors_are_the_kernels() {
     );
     assert_eq!(bench.run(Command::Zero { service: Some(key(81)) }), Err(ControlError::NoSuchService));
     let spec = ServerSpec { upper_threshold: 5, lower_threshold: 10, ..ServerSpec::default() };
-    let command = Command::AddServer { key: key(80), address: server(2), port: 80, spec };
-    assert_eq!(bench.run(command), Err(ControlError::OutOfRange));
+    // Said first, whether there is such a real server or not.
+    for number in [1, 2] {
+        let (key, address) = (key(80), server(number));
+        for command in [
+            Command::AddServer { key, address, port: 80, spec },
+            Command::EditServer { key, address, port: 80, spec },
+        ] {
+            assert_eq!(bench.run(command), Err(ControlError::OutOfRange), "real server {number}");
+        }
+    }
     for bad in ["224.0.0.1", "255.255.255.255", "fd88::1"] {
         let spec = ServerSpec::default();
         let command = Command::AddServer { key: key(80), address: bad.parse().unwrap(), port: 80, spec };

@@ -245,14 +245,16 @@ fn what_the_host_gets_it_gets_all_of() {
 #[test]
 fn the_rest_shares_the_fate_of_a_first_that_is_not_forwarded() {
     // No server: one answer, and nothing of the rest gets anywhere.
-    let lab = Lab::new(0);
-    let mut worker = Worker::new(&lab, 0);
-    let fragments = datagram(false, 4000, 77).fragments(1024);
-    let mut sent =
-        worker.receive(&[fragments[2].clone(), fragments[0].clone(), fragments[1].clone()], lab.now);
-    sent.extend(worker.tick(lab.now));
-    let dropped = Verdict::Drop(DropReason::NoRealServer);
-    assert_eq!(verdicts(&sent), [Verdict::Reply(OUTSIDE), dropped, dropped]);
+    for ipv6 in [false, true] {
+        let lab = Lab::new(0);
+        let mut worker = Worker::new(&lab, 0);
+        let fragments = datagram(ipv6, 4000, 77).fragments(1024);
+        let mut sent =
+            worker.receive(&[fragments[2].clone(), fragments[0].clone(), fragments[1].clone()], lab.now);
+        sent.extend(worker.tick(lab.now));
+        let dropped = Verdict::Drop(DropReason::NoRealServer);
+        assert_eq!(verdicts(&sent), [Verdict::Reply(OUTSIDE), dropped, dropped], "IPv6: {ipv6}");
+    }
 
     // A first fragment that the transport header does not fit into decides about nothing.
     let mut lab = Lab::new(1);

@@ -205,12 +205,19 @@ fn the_first_reply_says_that_replies_are_seen() {
 }
 
 #[test]
-fn replies_of_a_removed_server_are_still_translated() {
+fn replies_of_a_removed_server_are_still_translated_and_not_counted() {
     let mut lab = Lab::masqueraded();
     lab.tcp(4000, SYN);
     lab.shared().slots.get(ServerId(1)).set_available(false);
     assert_eq!(lab.tcp(4000, ACK), Verdict::Drop(DropReason::RealServerGone));
     assert_eq!(lab.server_sends(tcp_reply(4000, SYN | ACK)).unwrap().verdict, Verdict::Transmit(OUTSIDE));
+    let (of_server, of_service) =
+        (lab.shared().server_traffic(ServerId(1)), lab.shared().service_traffic(ServiceId(0)));
+    assert_eq!((of_server.in_packets, of_server.out_packets), (1, 0));
+    assert_eq!((of_service.in_packets, of_service.out_packets), (1, 0));
+    lab.shared().slots.get(ServerId(1)).set_available(true);
+    lab.server_sends(tcp_reply(4000, ACK)).unwrap();
+    assert_eq!(lab.shared().server_traffic(ServerId(1)).out_packets, 1);
 }
 
 #[test]

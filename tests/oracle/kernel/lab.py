@@ -10,16 +10,33 @@ import os
 import select
 import socket
 import subprocess
+import sys
 import time
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
-from scapy.all import ARP, Ether
+from scapy.all import ARP, ICMP, IP, Ether
 
 from frames import DIRECTOR_MAC, ROUTER_MAC, SERVER_MAC, in_words, server4
 
 ORACLE_KERNEL = Path(__file__).resolve().parents[3] / "scripts/oracle-kernel"
+
+
+def load(path):
+    """A program as a module; nothing is written beside it."""
+    sys.dont_write_bytecode = True
+    name = path.name.replace("-", "_")
+    module = module_from_spec(spec_from_loader(name, SourceFileLoader(name, str(path))))
+    module.__loader__.exec_module(module)
+    return module
+
+
+oracle_kernel = load(ORACLE_KERNEL)
 # How long an answer may take, and how long it must then be quiet.
 ANSWER_SECONDS, QUIET_SECONDS = 0.15, 0.012
+# How long the answer to an echo request may take, and what was sent before it may lag behind.
+ECHO_SECONDS, ECHO_QUIET_SECONDS = 5, 0.004
 # Time that goes by unrecorded: less than listings may differ by.
 NOTICED_SECONDS = 0.5
 IPV4, ARP_TYPE, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
@@ -75,6 +92,23 @@ done 2>/dev/null
 """
 
 
+# Whose echo requests ask whether the kernel is done with what was sent before, and its own address there.
+ASKERS = {"c": (ROUTER_MAC, "10.88.1.1", "10.88.1.254"), "s": (SERVER_MAC[5], server4(5), "10.88.2.254")}
+# Fields of the echo's ICMP header: nobody else asks with this identifier.
+ECHO_IDENTIFIER = 0xA5C3
+
+
+def echo_request(port, number):
+    mac, source, destination = ASKERS[port]
+    packet = IP(src=source, dst=destination, id=0) / ICMP(id=ECHO_IDENTIFIER, seq=number & 0xFFFF)
+    return bytes(Ether(src=mac, dst=DIRECTOR_MAC[port]) / packet)
+
+
+def is_echo_reply(frame, number):
+    fields = ECHO_IDENTIFIER.to_bytes(2, "big") + (number & 0xFFFF).to_bytes(2, "big")
+    return frame[12:14] == IPV4 and frame[23] == 1 and frame[34:36] == b"\0\0" and frame[38:42] == fields
+
+
 def run(*command):
     subprocess.run(command, check=True, capture_output=True)
 
@@ -85,6 +119,7 @@ class Lab:
     def __init__(self):
         self.name = f"uvs-oracle-{os.getpid()}"
         self.ports = {}
+        self.echoes = 0
 
     def __enter__(self):
         try:
@@ -148,8 +183,8 @@ class Lab:
 
     def shell(self, command, timeout=60):
         """Standard output, standard error and exit status of a line run in the kernel."""
-        done = self.kernel("exec", "--timeout", str(timeout), command)
-        return done.stdout, done.stderr, done.returncode
+        stdout, stderr, status = oracle_kernel.Kernel(self.name).execute(command, timeout)
+        return stdout.decode(errors="replace"), stderr.decode(errors="replace"), status
 
     def reset(self):
         if self.shell(RESET)[2]:
@@ -194,6 +229,24 @@ class Lab:
         self.ports[port].send(frame)
         return self.receive(seconds)
 
+    def exchange(self, port, frame):
+        """The same, for a frame that the kernel answers at once or not at all.
+
+        An echo request goes after it by the same way: when that is answered, all that the kernel has to say to the frame
+        is there. So a frame without an answer takes no longer than another, however busy the machine is.
+        """
+        self.echoes += 1
+        self.ports[port].send(frame)
+        self.ports[port].send(echo_request(port, self.echoes))
+        answers, end = [], time.monotonic() + ECHO_SECONDS
+        while time.monotonic() < end:
+            frames = self.receive(ECHO_SECONDS, quiet=0)
+            rest = [(name, answer) for name, answer in frames if not is_echo_reply(answer, self.echoes)]
+            answers += rest
+            if len(rest) < len(frames):
+                return answers + self.receive(ECHO_QUIET_SECONDS)
+        raise RuntimeError("the kernel does not answer any more")
+
 
 class Recorder:
     """A case while it is recorded."""
@@ -221,11 +274,18 @@ class Recorder:
     def send(self, port, packet, note=None, seconds=ANSWER_SECONDS):
         frame = bytes(packet)
         answers = self.lab.send(port, frame, seconds)
-        step = {"send": {"port": port, "hex": frame.hex(), "desc": in_words(frame)}}
-        if note:
-            step["note"] = note
+        self.add_exchange(port, frame, answers, {"note": note} if note else {})
+        return [answer for _, answer in answers]
+
+    def add_exchange(self, port, frame, answers, more):
+        step = {"send": {"port": port, "hex": frame.hex(), "desc": in_words(frame)}, **more}
         step["recv"] = [{"port": name, "hex": answer.hex(), "desc": in_words(answer)} for name, answer in answers]
         self.add(step)
+
+    def exchange(self, port, frame, **more):
+        """`send`, for a frame that is answered at once or not at all; `more` is written into the step."""
+        answers = self.lab.exchange(port, frame)
+        self.add_exchange(port, frame, answers, more)
         return [answer for _, answer in answers]
 
     def run(self, command):
