@@ -169,7 +169,8 @@ pub(crate) fn serve(listener: &TcpListener, text: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((mut stream, _)) => {
-                // A client that has gone already is the client's concern.
+                // A client that has gone already, or takes nothing, is the client's concern.
+                stream.set_write_timeout(Some(REQUEST_TIMEOUT)).unwrap();
                 let _ = stream.write_all(text.as_bytes());
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
