@@ -7,6 +7,7 @@ mod notes;
 mod oracle;
 mod restart;
 mod sticky;
+mod transfers;
 mod trouble;
 
 #[path = "../support/mod.rs"]
