@@ -229,6 +229,9 @@ fn forward(sources: &[Source], device: &TunDevice, shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Namespace;
+    use crate::types::Prefix;
+    use crate::wire::build::{Build, Transport};
     use proptest::prelude::*;
 
     const FOUR: &[u8] = &[0x45, 1, 2, 3];
@@ -268,6 +271,88 @@ mod tests {
             ("a header and no more", Form::BehindIpv4(&Form::Packet(Family::V4)), behind(&[])),
         ] {
             assert_eq!(form.unwrap(&bytes), None, "{what}");
+        }
+    }
+
+    /// A UDP packet for port 9 of the virtual address, which the host has on `lo`.
+    fn datagram(family: Family) -> Vec<u8> {
+        let packet = match family {
+            Family::V4 => Build::ipv4([10, 9, 9, 9], [10, 88, 0, 1]),
+            Family::V6 => {
+                let [from, to] = ["fd00:9::9", "fd00:88::1"].map(|text| text.parse::<Ipv6Addr>().unwrap());
+                Build::ipv6(from.octets(), to.octets())
+            }
+        };
+        packet.transport(Transport::udp(1000, 9)).payload(b"through a tunnel").packet()
+    }
+
+    /// Sends bytes to the host itself, as IP packets of a protocol, or to a UDP port.
+    fn send(outer: Family, protocol: Protocol, gue: bool, bytes: &[u8]) {
+        let (to, family) = match outer {
+            Family::V4 => (IpAddr::from(Ipv4Addr::LOCALHOST), AddressFamily::INET),
+            Family::V6 => (IpAddr::from(Ipv6Addr::LOCALHOST), AddressFamily::INET6),
+        };
+        let (kind, port) = if gue { (SocketType::DGRAM, PORT) } else { (SocketType::RAW, 0) };
+        let protocol = (!gue).then_some(protocol);
+        let socket = rustix::net::socket(family, kind, protocol).unwrap();
+        let to = SocketAddr::new(to, port);
+        rustix::net::sendto(&socket, bytes, rustix::net::SendFlags::empty(), &to).unwrap();
+    }
+
+    const PORT: u16 = 6080;
+
+    /// Every kind of tunnel over either family with a packet of either family, all of which reach a socket.
+    #[test]
+    fn what_comes_through_a_tunnel_reaches_the_host() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("UVS_REQUIRE_ROOT").is_none_or(|value| value != "1"), "needs root");
+            eprintln!("SKIPPED: needs root, to make network namespaces");
+            return;
+        }
+        let namespace = Namespace::create(&format!("uvs-decap-{}", std::process::id())).unwrap();
+        for scope in ["all", "default"] {
+            namespace.set_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0").unwrap();
+        }
+        namespace.set_up("lo", true).unwrap();
+        let addresses: [IpAddr; 2] = ["10.88.0.1".parse().unwrap(), "fd00:88::1".parse().unwrap()];
+        for address in addresses {
+            namespace.add_address("lo", Prefix::host(address)).unwrap();
+        }
+        let decapsulator = namespace.run(|| Decapsulator::start("tunnel0", PORT)).unwrap().unwrap();
+        namespace.set_up("tunnel0", true).unwrap();
+        namespace
+            .run(|| {
+                let sockets = addresses.map(|address| std::net::UdpSocket::bind((address, 9)).unwrap());
+                for outer in FAMILIES {
+                    for (inner, socket) in FAMILIES.into_iter().zip(&sockets) {
+                        socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+                        let packet = datagram(inner);
+                        let ipip = if inner == Family::V4 { ipproto::IPIP } else { ipproto::IPV6 };
+                        let ether_type = ethernet::ether_type(inner);
+                        let gue = [&gue::header(protocol_of(inner)), &packet[..]].concat();
+                        for (protocol, is_gue, bytes) in [
+                            (ipip, false, packet.clone()),
+                            (ipproto::GRE, false, in_gre(ether_type, &packet, false)),
+                            (ipproto::GRE, false, in_gre(ether_type, &packet, true)),
+                            (ipproto::UDP, true, gue),
+                        ] {
+                            send(outer, protocol, is_gue, &bytes);
+                            let mut got = [0; 64];
+                            let (length, _) = socket.recv_from(&mut got).unwrap();
+                            assert_eq!(&got[..length], b"through a tunnel", "{outer:?} {protocol:?}");
+                        }
+                    }
+                }
+                send(Family::V4, ipproto::GRE, false, &in_gre(0x6558, b"no IP", false));
+            })
+            .unwrap();
+        let delivered =
+            [TunnelKind::Ipip, TunnelKind::Gue, TunnelKind::Gre].map(|kind| decapsulator.delivered(kind));
+        assert_eq!(delivered, [4, 4, 8]);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while decapsulator.refused() == 0 {
+            assert!(std::time::Instant::now() < deadline, "what is no IP packet is not counted");
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 

@@ -3,12 +3,14 @@
 mod fragments;
 mod load;
 mod marks;
+mod nat;
 mod notes;
 mod oracle;
 mod restart;
 mod sticky;
 mod transfers;
 mod trouble;
+mod tunnel;
 
 #[path = "../support/mod.rs"]
 mod support;

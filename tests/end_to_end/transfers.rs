@@ -63,7 +63,7 @@ pub(crate) fn transfer(cluster: &Cluster, director: &Director<'_>, method: &str)
     }
     // What an earlier transfer has learnt of the way's MTU.
     cluster.site.run("client", "ip -4 route flush cache; ip -6 route flush cache").ok();
-    pages(cluster);
+    pages(cluster, director);
     large_files(cluster, director, files.1);
     look_up_names(cluster);
     for Service(option, port, _) in services {
@@ -83,14 +83,14 @@ pub(crate) fn transfer(cluster: &Cluster, director: &Director<'_>, method: &str)
 }
 
 /// Both real servers by turns, over http and https.
-fn pages(cluster: &Cluster) {
+fn pages(cluster: &Cluster, director: &Director<'_>) {
     for (scheme, port) in [("http", 80), ("https", 443)] {
         let ask = || {
             let url = format!("{scheme}://{}/", cluster.layout.service(port));
-            cluster
-                .site
-                .run("client", &format!("curl -g -m 20 -sS -k -o /dev/null -w '%header{{x-node}}' {url}"))
-                .ok()
+            let line = format!("curl -g -m 20 -sS -k -o /dev/null -w '%header{{x-node}}' {url}");
+            let finished = cluster.site.run("client", &line);
+            assert_eq!(finished.status, 0, "{url}: {}\n{:#}", finished.stderr, director.stats());
+            finished.stdout
         };
         let answers: Vec<String> = (0..4).map(|_| ask()).collect();
         assert!(answers.iter().all(|node| node.starts_with("node")), "{scheme}: {answers:?}");
