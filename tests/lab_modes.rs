@@ -79,6 +79,37 @@ fn the_best_is_taken_unasked() {
     half_and_half(&[], "xdp-native-copy");
 }
 
+/// Every way to the real servers over either family, by AF_XDP in the driver and by raw sockets.
+fn half_and_half_each_way(arguments: &[&str]) {
+    half_and_half(&[arguments, &["--io", "xdp", "--xdp-mode", "native"]].concat(), "xdp-native-copy");
+    half_and_half(&[arguments, &["--io", "packet"]].concat(), "packet");
+}
+
+#[test]
+fn direct_routing_over_ipv6() {
+    half_and_half_each_way(&["--ipv6"]);
+}
+
+#[test]
+fn nat() {
+    half_and_half_each_way(&["--forwarding", "nat"]);
+}
+
+#[test]
+fn nat_over_ipv6() {
+    half_and_half_each_way(&["--forwarding", "nat", "--ipv6"]);
+}
+
+#[test]
+fn tunnels() {
+    half_and_half_each_way(&["--forwarding", "tun"]);
+}
+
+#[test]
+fn tunnels_over_ipv6() {
+    half_and_half_each_way(&["--forwarding", "tun", "--ipv6"]);
+}
+
 /// Each client's answers all from one real server, and its template in the listing; `service` as a template names it.
 fn clients_stick(arguments: &[&str], protocol: &str, service: &str) {
     if !is_root() {

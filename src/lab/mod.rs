@@ -4,16 +4,22 @@
 //! it by `uvs adm` as an operator would, sends requests and shows who answered them. Everything is removed at
 //! the end, also by Ctrl-C; what a killed lab leaves behind is removed by the next one.
 
+mod decapsulator;
 mod director;
 mod error;
+mod host;
 pub mod http;
 mod links;
 mod namespace;
+mod options;
 mod place;
 mod run;
 pub mod topology;
 
+pub use decapsulator::Decapsulator;
 pub use error::LabError;
+pub use host::{Host, MAX_CLIENTS, MAX_SERVERS};
 pub use links::{MAX_INTERFACE_NAME, VethEnd, add_veth};
 pub use namespace::{NAMESPACES, Namespace};
-pub use run::{IoKind, LabOptions, XdpMode, main, run};
+pub use options::{Forwarding, IoKind, LabOptions, XdpMode};
+pub use run::{main, run};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,13 +11,11 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 
 use super::director::{CONTROL_VARIABLE, Director};
 use super::error::LabError;
+use super::host::Host;
 use super::http;
+use super::options::LabOptions;
 use super::place::{Place, sweep};
-use super::topology::{
-    DIRECTOR, DIRECTOR_INTERFACE, MAX_CLIENTS, MAX_SERVERS, PORT, ROUTER_INSIDE, Topology, VIRTUAL,
-    client_address,
-};
-use crate::control::command::DEFAULT_PERSISTENCE;
+use super::topology::{DIRECTOR_INTERFACE, PORT, Topology};
 use crate::sys::signals::Termination;
 
 /// How long one request may take: two repetitions of a lost SYN.
@@ -26,102 +24,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 const PATIENCE: u32 = 5;
 /// How often the lab looks for Ctrl-C and for the director's health while it waits.
 const POLL: Duration = Duration::from_millis(100);
-
-/// How the director gets at its frames.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
-pub enum IoKind {
-    /// What the interface can do best.
-    #[default]
-    Auto,
-    /// AF_XDP.
-    Xdp,
-    /// Raw sockets.
-    Packet,
-}
-
-/// Where the XDP program is attached.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
-pub enum XdpMode {
-    /// In the driver, where it can be.
-    #[default]
-    Auto,
-    /// In the driver.
-    Native,
-    /// In the network stack.
-    Generic,
-}
-
-/// Options of `uvs lab`.
-#[derive(Clone, PartialEq, Eq, Debug, clap::Args)]
-pub struct LabOptions {
-    /// How many requests the client sends
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub requests: u32,
-    /// The scheduler of the virtual service
-    #[arg(long, value_name = "NAME", default_value = "rr")]
-    pub scheduler: String,
-    /// How many real servers there are
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_SERVERS)))]
-    pub servers: u8,
-    /// How many clients send requests, by turns; four where they are to stick
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CLIENTS)))]
-    pub clients: Option<u8>,
-    /// Let each client stick to one real server, for so many seconds after its last connection
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = default_persistence(),
-        value_parser = clap::value_parser!(u32).range(1..=2_678_400))]
-    pub persistent: Option<u32>,
-    /// Select the service's packets by a mark
-    #[arg(long, value_name = "MARK", num_args = 0..=1, default_missing_value = "10",
-        value_parser = clap::value_parser!(u32).range(1..))]
-    pub mark: Option<u32>,
-    /// How the director gets at its frames
-    #[arg(long, value_enum, default_value_t)]
-    pub io: IoKind,
-    /// Where the XDP program is attached
-    #[arg(long, value_enum, default_value_t)]
-    pub xdp_mode: XdpMode,
-    /// Leave everything up after the requests, until Ctrl-C
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// What `--persistent` alone asks for: as much as `-p` alone does.
-fn default_persistence() -> &'static str {
-    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| DEFAULT_PERSISTENCE.to_string());
-    &TEXT
-}
-
-impl LabOptions {
-    /// How many clients there are.
-    fn clients(&self) -> u8 {
-        self.clients.unwrap_or(if self.persistent.is_some() { 4 } else { 1 })
-    }
-
-    /// The words that select the virtual service.
-    fn service(&self) -> [String; 2] {
-        match self.mark {
-            Some(mark) => ["-f".to_owned(), mark.to_string()],
-            None => ["-t".to_owned(), format!("{VIRTUAL}:{PORT}")],
-        }
-    }
-
-    /// The director's options that follow from these.
-    fn for_director(&self) -> Vec<String> {
-        let mut options = Vec::new();
-        let mut pass = |name: &str, value: &str| options.extend([name.to_owned(), value.to_owned()]);
-        match self.io {
-            IoKind::Auto => {}
-            IoKind::Xdp => pass("--io", "xdp"),
-            IoKind::Packet => pass("--io", "packet"),
-        }
-        match self.xdp_mode {
-            XdpMode::Auto => {}
-            XdpMode::Native => pass("--xdp-mode", "native"),
-            XdpMode::Generic => pass("--xdp-mode", "generic"),
-        }
-        options
-    }
-}
 
 /// `uvs lab`: runs the lab with this program as the director, prints to the standard output, and says by the
 /// exit status whether every request was answered (0) or not (1).
@@ -152,7 +54,7 @@ pub fn run(options: &LabOptions, program: &Path, out: &mut dyn Write) -> Result<
     }
     let place = Place::claim().map_err(LabError::system("the lab's directory"))?;
     say(out, &introduction(options))?;
-    let topology = Topology::build(&place, options.clients(), options.servers, &interrupted)?;
+    let topology = Topology::build(&place, options.plan(), &interrupted)?;
     let more = options.for_director();
     let mut director =
         Director::start(program, &topology.director, &place, DIRECTOR_INTERFACE, &more, &interrupted)?;
@@ -164,7 +66,7 @@ pub fn run(options: &LabOptions, program: &Path, out: &mut dyn Write) -> Result<
         say(out, &format!("# uvs {}\n{}", arguments.join(" "), director.command(arguments)?))?;
     }
     if options.keep {
-        say(out, &instructions(&topology, &director, program))?;
+        say(out, &instructions(options, &topology, &director, program))?;
         while !interrupted() {
             director.check_alive()?;
             std::thread::sleep(POLL);
@@ -192,16 +94,20 @@ fn say(out: &mut dyn Write, text: &str) -> Result<(), LabError> {
 }
 
 fn introduction(options: &LabOptions) -> String {
-    let mut clients = client_address(0).to_string();
+    let address = |host: Host| host.address(options.family());
+    let mut clients = format!("client {}", address(Host::Client(0)));
     if options.clients() > 1 {
-        clients = format!("s {clients} to {}", client_address(options.clients() - 1));
+        let last = address(Host::Client(options.clients() - 1));
+        clients = format!("clients {} to {last}", address(Host::Client(0)));
     }
     let mut text = format!(
-        "client{}{clients} -> router {ROUTER_INSIDE} -> {VIRTUAL}:{PORT} on the director {DIRECTOR} -> {} real \
-         server(s), scheduler {}, direct routing: answers bypass the director.",
-        if options.clients() > 1 { "" } else { " " },
+        "{clients} -> router {} -> {} on the director {} -> {} real server(s), scheduler {}, {}",
+        address(Host::RouterInside),
+        options.socket(),
+        address(Host::Director),
         options.servers,
-        options.scheduler
+        options.scheduler,
+        options.forwarding.explanation()
     );
     if let Some(mark) = options.mark {
         text += &format!(" A rule marks what is for the service with {mark}.");
@@ -214,22 +120,24 @@ fn introduction(options: &LabOptions) -> String {
 
 /// Adds the virtual service and its real servers, as an operator would.
 fn configure(options: &LabOptions, topology: &Topology, director: &Director<'_>) -> Result<(), LabError> {
-    let [selector, service] = &options.service();
-    let (virtual_address, port) = (VIRTUAL.to_string(), PORT.to_string());
-    if options.mark.is_some() {
-        let rule =
-            ["-d", &virtual_address, "-p", "tcp", "--dport", &port, "-j", "MARK", "--set-mark", service];
+    let service: Vec<String> = options.service();
+    let service: Vec<&str> = service.iter().map(String::as_str).collect();
+    let (virtual_address, port) = (options.socket().ip().to_string(), PORT.to_string());
+    if let Some(mark) = options.mark {
+        let mark = &mark.to_string();
+        let rule = ["-d", &virtual_address, "-p", "tcp", "--dport", &port, "-j", "MARK", "--set-mark", mark];
         director.command(&[&["mark", "-t", "mangle", "-A", "PREROUTING"][..], &rule].concat())?;
     }
     let seconds = options.persistent.map(|seconds| seconds.to_string());
-    let mut words = vec!["adm", "-A", selector, service, "-s", &options.scheduler];
+    let mut words = [&["adm", "-A"][..], &service, &["-s", &options.scheduler]].concat();
     if let Some(seconds) = &seconds {
         words.extend(["-p", seconds]);
     }
     director.command(&words)?;
     for server in &topology.real_servers {
-        let real_server = format!("{}:{PORT}", server.address);
-        director.command(&["adm", "-a", selector, service, "-r", &real_server, "-g"])?;
+        let real_server = SocketAddr::new(server.address, PORT).to_string();
+        let method = ["-r", &real_server, options.forwarding.flag()];
+        director.command(&[&["adm", "-a"][..], &service, &method].concat())?;
     }
     Ok(())
 }
@@ -239,7 +147,7 @@ fn configure(options: &LabOptions, topology: &Topology, director: &Director<'_>)
 struct Tally {
     answers: BTreeMap<String, u32>,
     /// By client, who answered it.
-    by_client: BTreeMap<Ipv4Addr, BTreeMap<String, u32>>,
+    by_client: BTreeMap<IpAddr, BTreeMap<String, u32>>,
     sent: u32,
     failed: u32,
     last_failure: String,
@@ -247,7 +155,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, client: Ipv4Addr, answer: Result<String, String>) {
+    fn add(&mut self, client: IpAddr, answer: Result<String, String>) {
         self.sent += 1;
         match answer {
             Ok(name) => {
@@ -307,8 +215,11 @@ fn send(
     let client = &topology.client;
     std::thread::scope(|scope| {
         let (requests, names) = (options.requests, &names);
-        let clients: Vec<Ipv4Addr> = (0..options.clients()).map(client_address).collect();
-        let thread = scope.spawn(move || client.run(|| ask(requests, &clients, names, interrupted, &sender)));
+        let clients: Vec<IpAddr> =
+            (0..options.clients()).map(|index| Host::Client(index).address(options.family())).collect();
+        let service = options.socket();
+        let thread =
+            scope.spawn(move || client.run(|| ask(requests, service, &clients, names, interrupted, &sender)));
         loop {
             match receiver.recv_timeout(POLL) {
                 Ok((client, answer)) => {
@@ -338,23 +249,23 @@ fn send(
 }
 
 /// One request, by which client, and who answered or what went wrong.
-type Answer = (Ipv4Addr, Result<String, String>);
+type Answer = (IpAddr, Result<String, String>);
 
 /// The clients: one request after the other, by turns, until all are sent, too many failed, or Ctrl-C.
 fn ask(
     requests: u32,
-    clients: &[Ipv4Addr],
+    service: SocketAddr,
+    clients: &[IpAddr],
     names: &[&str],
     interrupted: &(dyn Fn() -> bool + Sync),
     answers: &Sender<Answer>,
 ) {
-    let address = SocketAddrV4::new(VIRTUAL, PORT);
     let mut in_a_row = 0;
     for (_, &client) in (0..requests).zip(clients.iter().cycle()) {
         if interrupted() || in_a_row == PATIENCE {
             return;
         }
-        let answer = match http::get_from(client, address, "www.example.com", "/", REQUEST_TIMEOUT) {
+        let answer = match http::get_from(client, service, "www.example.com", "/", REQUEST_TIMEOUT) {
             Ok(response) if response.status == 200 && names.contains(&response.body.trim()) => {
                 Ok(response.body.trim().to_owned())
             }
@@ -369,7 +280,12 @@ fn ask(
 }
 
 /// How to look around in a lab that is left up.
-fn instructions(topology: &Topology, director: &Director<'_>, program: &Path) -> String {
+fn instructions(
+    options: &LabOptions,
+    topology: &Topology,
+    director: &Director<'_>,
+    program: &Path,
+) -> String {
     let control = director.control().display();
     let mut text = String::from("The lab stays up until Ctrl-C. To enter one of its hosts:\n");
     for (role, namespace) in topology.namespaces() {
@@ -381,57 +297,19 @@ fn instructions(topology: &Topology, director: &Director<'_>, program: &Path) ->
     ));
     text.push_str(&format!("  export {CONTROL_VARIABLE}={control}\n  {} adm -Ln\n", program.display()));
     let client = topology.client.path().display();
-    text.push_str(&format!("A request:\n  nsenter --net={client} curl http://{VIRTUAL}/"));
+    text.push_str(&format!("A request:\n  nsenter --net={client} curl -g http://{}/", options.socket()));
     text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Program {
-        #[command(flatten)]
-        lab: LabOptions,
-    }
-
-    fn parse(arguments: &[&str]) -> Result<LabOptions, clap::Error> {
-        Program::try_parse_from([&["lab"], arguments].concat()).map(|program| program.lab)
-    }
-
-    #[test]
-    fn options_have_defaults_and_bounds() {
-        let defaults = parse(&[]).unwrap();
-        assert_eq!((defaults.requests, defaults.scheduler.as_str(), defaults.servers), (100, "rr", 2));
-        assert!(!defaults.keep && defaults.for_director().is_empty());
-        let options = parse(&["--io", "xdp", "--xdp-mode", "generic", "--servers", "16", "--keep"]).unwrap();
-        assert_eq!(options.for_director(), ["--io", "xdp", "--xdp-mode", "generic"]);
-        assert!(options.keep);
-        assert_eq!((defaults.clients(), defaults.persistent, defaults.mark), (1, None, None));
-        assert_eq!(defaults.service(), ["-t", "192.168.50.100:80"]);
-        let sticky = parse(&["--persistent", "--mark"]).unwrap();
-        assert_eq!((sticky.clients(), sticky.persistent, sticky.mark), (4, Some(360), Some(10)));
-        assert_eq!(sticky.service(), ["-f", "10"]);
-        let sticky = parse(&["--persistent", "5", "--mark=7", "--clients", "2"]).unwrap();
-        assert_eq!((sticky.clients(), sticky.persistent, sticky.mark), (2, Some(5), Some(7)));
-        for bad in [
-            ["--clients", "17"],
-            ["--persistent", "0"],
-            ["--mark", "0"],
-            ["--servers", "0"],
-            ["--servers", "17"],
-            ["--requests", "0"],
-            ["--io", "dpdk"],
-        ] {
-            assert!(parse(&bad).is_err(), "{bad:?}");
-        }
-    }
+    use crate::types::Family;
 
     #[test]
     fn one_failed_request_fails_the_lab() {
         let mut tally = Tally::default();
-        let client = client_address(0);
+        let client = Host::Client(0).address(Family::V4);
         tally.add(client, Ok("node1".to_owned()));
         assert!(tally.clone().verdict().is_ok());
         tally.add(client, Err("timed out".to_owned()));

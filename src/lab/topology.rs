@@ -8,40 +8,46 @@
 //!   director 192.168.50.31   node1 192.168.50.22   node2 192.168.50.23 ...
 //!   VIP 192.168.50.100       VIP on lo             VIP on lo
 //! ```
-//! The director alone answers ARP for the VIP. The real servers' gateway is the router, so that their answers
-//! bypass the director (direct routing).
+//! The director alone answers ARP for the VIP. With direct routing (shown) and tunnels, the real servers' gateway is the
+//! router, so that their answers bypass the director. With NAT it is the director, and only the director has the VIP.
+//! Over IPv6 the addresses are fd00:20::17 and so on.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
+use super::decapsulator::Decapsulator;
 use super::error::LabError;
+use super::host::{Host, MAX_CLIENTS, MAX_SERVERS};
 use super::http::Server;
 use super::links::{VethEnd, add_veth};
 use super::namespace::Namespace;
 use super::place::Place;
-use crate::types::{MacAddress, Prefix};
+use crate::types::{Family, ForwardingMethod, MacAddress, Prefix};
 
-/// The client's address; those of more clients follow it, in the same namespace.
-pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 17);
-/// The router's address on the client's side, the client's gateway.
-pub const ROUTER_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 50);
-/// The router's address on the director's side, everybody's gateway there.
-pub const ROUTER_INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 50);
-/// The director's own address.
-pub const DIRECTOR: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 31);
-/// The virtual address of the service.
-pub const VIRTUAL: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 100);
 /// The port of the service, and of the real servers.
 pub const PORT: u16 = 80;
-/// Most real servers.
-pub const MAX_SERVERS: u8 = 16;
-/// Most clients.
-pub const MAX_CLIENTS: u8 = 16;
 /// The director's interface, inside its namespace.
 pub const DIRECTOR_INTERFACE: &str = "eth0";
 
 const BRIDGE: &str = "br0";
 /// Everybody has one queue: a native XDP program needs as many receive queues as the peer has transmit queues.
 const QUEUES: u32 = 1;
+/// The device behind which a real server finds what came through a tunnel.
+const TUNNEL: &str = "tunnel0";
+/// Where GUE would arrive: the port that ipvsadm's manual has in its example.
+const GUE_PORT: u16 = 6080;
+
+/// What is to be built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Plan {
+    /// Of all addresses.
+    pub(super) family: Family,
+    /// How packets get to the real servers.
+    pub(super) forwarding: ForwardingMethod,
+    /// Clients, at most [`MAX_CLIENTS`].
+    pub(super) clients: u8,
+    /// Real servers, at most [`MAX_SERVERS`].
+    pub(super) servers: u8,
+}
 
 /// A real server: a namespace in which an HTTP server says its name.
 #[derive(Debug)]
@@ -49,10 +55,12 @@ pub struct RealServer {
     /// What it answers with.
     pub name: String,
     /// Its own address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its namespace.
     pub namespace: Namespace,
     server: Server,
+    /// Where packets come through a tunnel that the kernel has no device for.
+    _decapsulator: Option<Decapsulator>,
 }
 
 impl RealServer {
@@ -77,64 +85,32 @@ pub struct Topology {
     pub real_servers: Vec<RealServer>,
 }
 
-/// The address of client `index`, counted from 0: .17, .18 and so on.
-pub fn client_address(index: u8) -> Ipv4Addr {
-    let [a, b, c, first] = CLIENT.octets();
-    Ipv4Addr::new(a, b, c, first + index.min(MAX_CLIENTS - 1))
+fn everything(family: Family) -> Prefix {
+    Prefix::new(unspecified(family), 0)
 }
 
-/// The address of real server `index`, counted from 0: .22, .23 and so on, past the director's.
-pub fn real_server_address(index: u8) -> Ipv4Addr {
-    let last = 22 + index;
-    let [a, b, c, director] = DIRECTOR.octets();
-    Ipv4Addr::new(a, b, c, if last < director { last } else { last + 1 })
-}
-
-/// An Ethernet address from which the IPv4 address can be read off.
-fn mac(address: Ipv4Addr) -> MacAddress {
-    let [a, b, c, d] = address.octets();
-    MacAddress([0x02, 0x00, a, b, c, d])
-}
-
-/// The same for the far end of that one's cable.
-fn far_mac(address: Ipv4Addr) -> MacAddress {
-    let MacAddress([_, _, a, b, c, d]) = mac(address);
-    MacAddress([0x02, 0x01, a, b, c, d])
-}
-
-fn network(address: Ipv4Addr) -> Prefix {
-    Prefix::new(IpAddr::V4(address), 24)
-}
-
-fn everything() -> Prefix {
-    Prefix::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 impl Topology {
-    /// Builds the network with `clients` clients (at most [`MAX_CLIENTS`]) and `servers` real servers (at most
-    /// [`MAX_SERVERS`]) that already serve.
-    pub(super) fn build(
-        place: &Place,
-        clients: u8,
-        servers: u8,
-        interrupted: &dyn Fn() -> bool,
-    ) -> Result<Self, LabError> {
+    /// Builds the network with real servers that already serve.
+    pub(super) fn build(place: &Place, plan: Plan, interrupted: &dyn Fn() -> bool) -> Result<Self, LabError> {
         let check = || if interrupted() { Err(LabError::Interrupted) } else { Ok(()) };
-        let switch = host(place, "switch")?;
+        let family = plan.family;
+        let switch = host(place, "switch", family)?;
         switch.add_bridge(BRIDGE, MacAddress([0x02, 0x01, 0, 0, 0, 1]))?;
         switch.set_up(BRIDGE, true)?;
-        let (client, router) = client_and_router(place, &switch, clients)?;
+        let (client, router) = client_and_router(place, &switch, plan)?;
         check()?;
-        let director = host(place, "director")?;
-        plug(&switch, "director", &director, DIRECTOR_INTERFACE, DIRECTOR)?;
-        director.add_address(DIRECTOR_INTERFACE, Prefix::host(IpAddr::V4(VIRTUAL)))?;
-        director.add_route(everything(), IpAddr::V4(ROUTER_INSIDE))?;
-        // What the director does not take must not be routed past it.
-        sysctl(&director, "ipv4/ip_forward", "0")?;
+        let director = director(place, &switch, plan)?;
         let mut real_servers = Vec::new();
-        for index in 0..servers.min(MAX_SERVERS) {
+        for index in 0..plan.servers.min(MAX_SERVERS) {
             check()?;
-            real_servers.push(real_server(place, &switch, index)?);
+            real_servers.push(real_server(place, &switch, plan, index)?);
         }
         Ok(Self { client, router, switch, director, real_servers })
     }
@@ -153,19 +129,26 @@ impl Topology {
     }
 }
 
-/// A namespace with its loopback interface on and without IPv6, whose chatter would only disturb the view.
-fn host(place: &Place, role: &str) -> Result<Namespace, LabError> {
+/// A namespace with its loopback interface on. One for IPv4 has no IPv6, whose chatter would only disturb the view; one
+/// for IPv6 believes no router, and uses an address without asking whether somebody has it.
+fn host(place: &Place, role: &str, family: Family) -> Result<Namespace, LabError> {
     let name = place.namespace(role);
     let namespace = Namespace::create(&name)
         .map_err(LabError::system(format!("the network namespace {name} could not be made")))?;
     for scope in ["all", "default"] {
+        // Strict filters would drop answers of the VIP that do not come from where the VIP is.
+        sysctl(&namespace, &format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        if family == Family::V6 {
+            for setting in ["accept_dad", "accept_ra", "accept_redirects"] {
+                sysctl(&namespace, &format!("ipv6/conf/{scope}/{setting}"), "0")?;
+            }
+            continue;
+        }
         let setting = format!("ipv6/conf/{scope}/disable_ipv6");
         // A kernel without IPv6 has nothing to switch off.
         if namespace.sysctl(&setting).is_ok() {
             sysctl(&namespace, &setting, "1")?;
         }
-        // Strict filters would drop answers of the VIP that do not come from where the VIP is.
-        sysctl(&namespace, &format!("ipv4/conf/{scope}/rp_filter"), "0")?;
     }
     namespace.set_up("lo", true)?;
     Ok(namespace)
@@ -177,92 +160,133 @@ fn sysctl(namespace: &Namespace, name: &str, value: &str) -> Result<(), LabError
         .map_err(LabError::system(format!("a setting of the namespace {} failed", namespace.name())))
 }
 
-/// Joins `host`'s new interface `name`, with `address`, to a new port of the switch called after `role`.
+/// Lets a namespace route between its interfaces, or not. It never tells senders of shorter ways: that answers do not
+/// come back as requests came is meant.
+fn set_routing(namespace: &Namespace, family: Family, on: bool) -> Result<(), LabError> {
+    let value = if on { "1" } else { "0" };
+    match family {
+        Family::V4 => sysctl(namespace, "ipv4/ip_forward", value)?,
+        Family::V6 => return sysctl(namespace, "ipv6/conf/all/forwarding", value),
+    }
+    for scope in ["all", "default", "eth0", "eth1"] {
+        let setting = format!("ipv4/conf/{scope}/send_redirects");
+        if namespace.sysctl(&setting).is_ok() {
+            sysctl(namespace, &setting, "0")?;
+        }
+    }
+    Ok(())
+}
+
+/// Joins `namespace`'s new interface `name`, with the address of `host`, to a new port of the switch called after
+/// `role`.
 fn plug(
     switch: &Namespace,
     role: &str,
-    host: &Namespace,
+    namespace: &Namespace,
     name: &str,
-    address: Ipv4Addr,
+    host: Host,
+    family: Family,
 ) -> Result<(), LabError> {
     add_veth(
-        &VethEnd { namespace: switch, name: role, mac: far_mac(address), queues: QUEUES },
-        &VethEnd { namespace: host, name, mac: mac(address), queues: QUEUES },
+        &VethEnd { namespace: switch, name: role, mac: host.far_mac(), queues: QUEUES },
+        &VethEnd { namespace, name, mac: host.mac(), queues: QUEUES },
     )?;
     switch.set_master(role, BRIDGE)?;
     switch.set_up(role, true)?;
-    host.add_address(name, network(address))?;
-    host.set_up(name, true)?;
+    namespace.add_address(name, host.in_network(family))?;
+    namespace.set_up(name, true)?;
     Ok(())
 }
 
 fn client_and_router(
     place: &Place,
     switch: &Namespace,
-    clients: u8,
+    plan: Plan,
 ) -> Result<(Namespace, Namespace), LabError> {
-    let (client, router) = (host(place, "client")?, host(place, "router")?);
+    let family = plan.family;
+    let (client, router) = (host(place, "client", family)?, host(place, "router", family)?);
     add_veth(
-        &VethEnd { namespace: &client, name: "eth0", mac: mac(CLIENT), queues: QUEUES },
-        &VethEnd { namespace: &router, name: "eth0", mac: mac(ROUTER_OUTSIDE), queues: QUEUES },
+        &VethEnd { namespace: &client, name: "eth0", mac: Host::Client(0).mac(), queues: QUEUES },
+        &VethEnd { namespace: &router, name: "eth0", mac: Host::RouterOutside.mac(), queues: QUEUES },
     )?;
-    for index in 0..clients.clamp(1, MAX_CLIENTS) {
-        client.add_address("eth0", network(client_address(index)))?;
+    for index in 0..plan.clients.clamp(1, MAX_CLIENTS) {
+        client.add_address("eth0", Host::Client(index).in_network(family))?;
     }
     client.set_up("eth0", true)?;
-    router.add_address("eth0", network(ROUTER_OUTSIDE))?;
+    router.add_address("eth0", Host::RouterOutside.in_network(family))?;
     router.set_up("eth0", true)?;
-    client.add_route(everything(), IpAddr::V4(ROUTER_OUTSIDE))?;
-    plug(switch, "router", &router, "eth1", ROUTER_INSIDE)?;
-    sysctl(&router, "ipv4/ip_forward", "1")?;
-    // A router tells senders of shorter ways; that the VIP's answers come from elsewhere is meant.
-    for scope in ["all", "default", "eth1"] {
-        sysctl(&router, &format!("ipv4/conf/{scope}/send_redirects"), "0")?;
-    }
+    client.add_route(everything(family), Host::RouterOutside.address(family))?;
+    plug(switch, "router", &router, "eth1", Host::RouterInside, family)?;
+    set_routing(&router, family, true)?;
     Ok((client, router))
 }
 
-fn real_server(place: &Place, switch: &Namespace, index: u8) -> Result<RealServer, LabError> {
-    let name = format!("node{}", index + 1);
-    let address = real_server_address(index);
-    let namespace = host(place, &name)?;
-    // Before the VIP is there: no ARP for it, neither answered nor asked in its name.
-    for scope in ["all", "default", "lo"] {
-        sysctl(&namespace, &format!("ipv4/conf/{scope}/arp_ignore"), "1")?;
-        sysctl(&namespace, &format!("ipv4/conf/{scope}/arp_announce"), "2")?;
+fn director(place: &Place, switch: &Namespace, plan: Plan) -> Result<Namespace, LabError> {
+    let family = plan.family;
+    let director = host(place, "director", family)?;
+    plug(switch, "director", &director, DIRECTOR_INTERFACE, Host::Director, family)?;
+    director.add_address(DIRECTOR_INTERFACE, Prefix::host(Host::Virtual.address(family)))?;
+    director.add_route(everything(family), Host::RouterInside.address(family))?;
+    // What the director does not take must not be routed past it; but as the real servers' gateway its host routes what
+    // they send on their own.
+    set_routing(&director, family, plan.forwarding == ForwardingMethod::Masquerading)?;
+    Ok(director)
+}
+
+fn real_server(place: &Place, switch: &Namespace, plan: Plan, index: u8) -> Result<RealServer, LabError> {
+    let Plan { family, forwarding, .. } = plan;
+    let (name, own) = (format!("node{}", index + 1), Host::RealServer(index));
+    let namespace = host(place, &name, family)?;
+    let behind_nat = forwarding == ForwardingMethod::Masquerading;
+    if !behind_nat {
+        // Before the VIP is there: no ARP for it, neither answered nor asked in its name. Neighbour discovery is for
+        // the addresses of the link that it comes by, and needs nothing.
+        for scope in ["all", "default", "lo"] {
+            sysctl(&namespace, &format!("ipv4/conf/{scope}/arp_ignore"), "1")?;
+            sysctl(&namespace, &format!("ipv4/conf/{scope}/arp_announce"), "2")?;
+        }
+        namespace.add_address("lo", Prefix::host(Host::Virtual.address(family)))?;
     }
-    namespace.add_address("lo", Prefix::host(IpAddr::V4(VIRTUAL)))?;
-    plug(switch, &name, &namespace, "eth0", address)?;
-    namespace.add_route(everything(), IpAddr::V4(ROUTER_INSIDE))?;
-    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+    plug(switch, &name, &namespace, "eth0", own, family)?;
+    let gateway = if behind_nat { Host::Director } else { Host::RouterInside };
+    namespace.add_route(everything(family), gateway.address(family))?;
+    let decapsulator = match forwarding {
+        ForwardingMethod::Tunnel => tunnel_end(&namespace, family)?,
+        _ => None,
+    };
+    let everywhere = SocketAddr::new(unspecified(family), PORT);
     let server = namespace
         .run(|| TcpListener::bind(everywhere).and_then(|listener| Server::start(listener, &name)))
         .and_then(|server| server)
         .map_err(LabError::system(format!("the web server of {name} did not start")))?;
-    Ok(RealServer { name, address, namespace, server })
+    Ok(RealServer { name, address: own.address(family), namespace, server, _decapsulator: decapsulator })
+}
+
+/// Lets a real server take packets out of IP in IP: by the kernel's own device, which every namespace has where the
+/// kernel's tunnels are loaded, else by a decapsulator.
+fn tunnel_end(namespace: &Namespace, family: Family) -> Result<Option<Decapsulator>, LabError> {
+    let of_the_kernel = match family {
+        Family::V4 => "tunl0",
+        Family::V6 => "ip6tnl0",
+    };
+    if namespace.link(of_the_kernel).is_ok() {
+        namespace.set_up(of_the_kernel, true)?;
+        return Ok(None);
+    }
+    let decapsulator = namespace
+        .run(|| Decapsulator::start(TUNNEL, GUE_PORT))
+        .and_then(|decapsulator| decapsulator)
+        .map_err(LabError::system(format!("the tunnels' end in {} did not start", namespace.name())))?;
+    namespace.set_up(TUNNEL, true)?;
+    Ok(Some(decapsulator))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lab::http;
-    use std::collections::HashSet;
     use std::path::PathBuf;
     use std::time::Duration;
-
-    #[test]
-    fn no_two_hosts_share_an_address() {
-        let mut addresses: HashSet<_> =
-            [ROUTER_OUTSIDE, ROUTER_INSIDE, DIRECTOR, VIRTUAL].into_iter().collect();
-        for index in 0..MAX_SERVERS {
-            assert!(addresses.insert(real_server_address(index)), "{index}");
-        }
-        for index in 0..MAX_CLIENTS {
-            assert!(addresses.insert(client_address(index)), "{index}");
-        }
-        assert_eq!(real_server_address(0), Ipv4Addr::new(192, 168, 50, 22));
-        assert_eq!(real_server_address(1), Ipv4Addr::new(192, 168, 50, 23));
-    }
 
     fn root() -> bool {
         if rustix::process::geteuid().is_root() {
@@ -273,30 +297,47 @@ mod tests {
         false
     }
 
+    const PLAN: Plan =
+        Plan { family: Family::V4, forwarding: ForwardingMethod::DirectRouting, clients: 1, servers: 1 };
+    const ALL: [(Family, ForwardingMethod); 6] = [
+        (Family::V4, ForwardingMethod::DirectRouting),
+        (Family::V4, ForwardingMethod::Masquerading),
+        (Family::V4, ForwardingMethod::Tunnel),
+        (Family::V6, ForwardingMethod::DirectRouting),
+        (Family::V6, ForwardingMethod::Masquerading),
+        (Family::V6, ForwardingMethod::Tunnel),
+    ];
+
     #[test]
     fn the_client_reaches_real_servers_and_the_director_alone_answers_for_the_vip() {
         if !root() {
             return;
         }
-        let place = Place::claim().unwrap();
-        let topology = Topology::build(&place, 1, 3, &|| false).unwrap();
-        let timeout = Duration::from_secs(10);
-        for server in &topology.real_servers {
-            let address = SocketAddr::from((server.address, PORT));
-            let answer = topology.client.run(|| http::get(address, "x", "/", timeout)).unwrap().unwrap();
-            assert_eq!(answer.body.trim(), server.name);
-            assert_eq!(server.served(), 1);
+        for (family, forwarding) in ALL {
+            let place = Place::claim().unwrap();
+            let plan = Plan { family, forwarding, clients: 1, servers: 2 };
+            let topology = Topology::build(&place, plan, &|| false).unwrap();
+            let timeout = Duration::from_secs(10);
+            for server in &topology.real_servers {
+                let address = SocketAddr::new(server.address, PORT);
+                let answer = topology.client.run(|| http::get(address, "x", "/", timeout)).unwrap().unwrap();
+                assert_eq!(answer.body.trim(), server.name, "{plan:?}");
+                assert_eq!(server.served(), 1, "{plan:?}");
+            }
+            // With no director, the VIP is the director's host, which has no web server: refused, not timed out.
+            let vip = SocketAddr::new(Host::Virtual.address(family), PORT);
+            let error = topology.client.run(|| http::get(vip, "x", "/", timeout)).unwrap().unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{plan:?}: {error}");
+            assert_eq!(topology.real_servers.iter().map(RealServer::served).sum::<u64>(), 2);
+            assert_eq!(topology.namespaces().count(), 6);
+            if family == Family::V4 {
+                // And the router found nobody but the director there.
+                let read = || std::fs::read_to_string("/proc/thread-self/net/arp");
+                let neighbours = topology.router.run(read).unwrap().unwrap();
+                let vip = neighbours.lines().find(|line| line.starts_with("192.168.50.100 ")).unwrap();
+                assert!(vip.contains(&Host::Director.mac().to_string()), "{neighbours}");
+            }
         }
-        // With no director, the VIP is the director's host, which has no web server: refused, not timed out.
-        let vip = SocketAddr::from((VIRTUAL, PORT));
-        let error = topology.client.run(|| http::get(vip, "x", "/", timeout)).unwrap().unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
-        // And the router found nobody but the director there.
-        let neighbours =
-            topology.router.run(|| std::fs::read_to_string("/proc/thread-self/net/arp")).unwrap().unwrap();
-        let vip_line = neighbours.lines().find(|line| line.starts_with("192.168.50.100 ")).unwrap();
-        assert!(vip_line.contains(&mac(DIRECTOR).to_string()), "{neighbours}");
-        assert_eq!(topology.namespaces().count(), 7);
     }
 
     #[test]
@@ -305,7 +346,7 @@ mod tests {
             return;
         }
         let place = Place::claim().unwrap();
-        let topology = Topology::build(&place, 1, 1, &|| false).unwrap();
+        let topology = Topology::build(&place, PLAN, &|| false).unwrap();
         let paths: Vec<PathBuf> =
             topology.namespaces().map(|(_, namespace)| namespace.path().to_owned()).collect();
         let directory = place.file("");
@@ -315,7 +356,7 @@ mod tests {
 
         let place = Place::claim().unwrap();
         let prefix = place.namespace("");
-        assert!(matches!(Topology::build(&place, 1, 1, &|| true), Err(LabError::Interrupted)));
+        assert!(matches!(Topology::build(&place, PLAN, &|| true), Err(LabError::Interrupted)));
         let left = std::fs::read_dir(crate::lab::NAMESPACES)
             .unwrap()
             .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(&prefix))

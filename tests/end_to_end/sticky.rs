@@ -7,34 +7,16 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use crate::support::cluster::{
-    CLIENT, Cluster, HIGHLY_AVAILABLE, Layout, MARKED, MORE_CLIENTS, SHOP, THREE_SERVERS,
+    CLIENT, Cluster, HIGHLY_AVAILABLE, MARKED, MORE_CLIENTS, SHOP, THREE_SERVERS, with_directors,
 };
-use crate::support::director::{Director, PortType};
+use crate::support::director::Director;
 use crate::support::traffic::{REQUEST_TIMEOUT, connect_from};
-use crate::support::{Process, is_root, wait_for};
+use crate::support::{Process, wait_for};
 
-/// Runs `test` over raw sockets and over AF_XDP, each with a director of its own.
-fn with_directors(layout: Layout, test: impl Fn(&Cluster, &Director<'_>)) {
-    if !is_root() {
-        return;
-    }
-    let cluster = Cluster::new(layout);
-    cluster.site.name_hosts("director", &format!("{} virtualdomain", layout.vip));
-    for port_type in [PortType::Packet, PortType::XdpNative] {
-        let director = Director::start(&cluster.site, "director", &["eth0"], port_type, &[]);
-        test(&cluster, &director);
-        director.check();
-        director.stop();
-    }
-}
-
-/// Commands as the notes have them, each of which must be taken without a word.
+/// As [`Cluster::configure`].
 #[track_caller]
 fn configure(cluster: &Cluster, commands: &[&str]) {
-    for command in commands {
-        let command = command.replace("iptables", "uvs mark");
-        assert_eq!(cluster.site.with_names("director", &command).ok(), "", "{command}");
-    }
+    cluster.configure(commands);
 }
 
 /// The clients' addresses, each a client of its own.

@@ -1,9 +1,11 @@
-//! The clusters of the field notes: a client, a router, the director, real servers that run nginx and, where a test
-//! wants them, sshd and vsftpd.
+//! The clusters of the field notes, and others like them: a client, a router, the director, and real servers, which
+//! get at their packets by direct routing, NAT or tunnels, over IPv4 or IPv6.
 
-use std::net::SocketAddr;
+use uvs::lab::Decapsulator;
+use uvs::types::{Family, ForwardingMethod, TunnelKind};
 
-use super::{Process, Site, wait_for};
+use super::director::{Director, PortType};
+use super::{Process, Site, is_root};
 
 /// The client's own address.
 pub(crate) const CLIENT: &str = "192.168.20.17";
@@ -11,10 +13,19 @@ pub(crate) const CLIENT: &str = "192.168.20.17";
 pub(crate) const MORE_CLIENTS: std::ops::RangeInclusive<u8> = 101..=108;
 /// The router, on the client's side.
 pub(crate) const ROUTER: &str = "192.168.20.50";
+/// The same over IPv6.
+const CLIENT_6: &str = "fd00:20::17";
+const ROUTER_6: &str = "fd00:20::50";
 /// What the site is called, in the notes.
-const SITE_NAME: &str = "www.xuzhichao.com";
-/// Where the real servers answer in plain, for load.
+pub(super) const SITE_NAME: &str = "www.xuzhichao.com";
+/// Where the real servers answer in plain, for load and large files.
 pub(crate) const PLAIN_PORT: u16 = 8080;
+/// Where tunnels of the type GUE end.
+pub(crate) const GUE_PORT: u16 = 6080;
+/// The switch's side of the director's `eth0`.
+const DIRECTOR_PLUG: &str = "port0";
+/// The device behind which a real server finds what came through a tunnel.
+const TUNNEL: &str = "tunnel0";
 
 /// How director and real servers are placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +34,8 @@ pub(crate) struct Layout {
     pub(crate) vip: &'static str,
     /// Its prefix length on the director's interface.
     vip_length: u8,
-    /// The network on the director's `eth0`, first three octets.
+    /// The network on the director's `eth0`: what its addresses begin with, all but the last octet or group and what
+    /// separates it.
     network: &'static str,
     /// The network of the real servers, the same or on the director's `eth1`.
     servers_network: &'static str,
@@ -33,6 +45,54 @@ pub(crate) struct Layout {
     router: u8,
     /// The real servers' last octets: `rs1`, `rs2` and so on.
     servers: &'static [u8],
+    /// How packets get to the real servers. With NAT, the director is their gateway.
+    pub(crate) forwarding: ForwardingMethod,
+}
+
+impl Layout {
+    /// The same, with another way of forwarding.
+    pub(crate) const fn by(self, forwarding: ForwardingMethod) -> Self {
+        Self { forwarding, ..self }
+    }
+
+    /// Of all addresses.
+    pub(crate) fn family(&self) -> Family {
+        if self.vip.contains(':') { Family::V6 } else { Family::V4 }
+    }
+
+    /// `-4` or `-6`, as `ip` has it, and the prefix lengths of a network and of one address.
+    fn lengths(&self) -> (&'static str, u8, u8) {
+        match self.family() {
+            Family::V4 => ("-4", 24, 32),
+            Family::V6 => ("-6", 64, 128),
+        }
+    }
+
+    /// An address in a network of this layout.
+    fn address(&self, network: &str, last: u8) -> String {
+        match self.family() {
+            Family::V4 => format!("{network}.{last}"),
+            Family::V6 => format!("{network}:{last}"),
+        }
+    }
+
+    /// The virtual address and a port, as in a URL and in commands.
+    pub(crate) fn service(&self, port: u16) -> String {
+        socket(self.vip, port)
+    }
+
+    /// The client, and the router on its side.
+    fn outside(&self) -> (&'static str, &'static str) {
+        match self.family() {
+            Family::V4 => (CLIENT, ROUTER),
+            Family::V6 => (CLIENT_6, ROUTER_6),
+        }
+    }
+}
+
+/// An address and a port, in brackets where need be.
+pub(crate) fn socket(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
 /// Note 001: one network for all, the virtual address in it.
@@ -44,9 +104,20 @@ pub(crate) const ONE_ARM: Layout = Layout {
     director: 31,
     router: 50,
     servers: &[22, 23],
+    forwarding: ForwardingMethod::DirectRouting,
+};
+/// The same over IPv6.
+pub(crate) const ONE_ARM_6: Layout = Layout {
+    vip: "fd00:50::100",
+    vip_length: 64,
+    network: "fd00:50:",
+    servers_network: "fd00:50:",
+    ..ONE_ARM
 };
 /// Clients' side and servers' side apart.
 pub(crate) const TWO_ARMS: Layout = Layout { servers_network: "192.168.60", ..ONE_ARM };
+/// The same over IPv6.
+pub(crate) const TWO_ARMS_6: Layout = Layout { servers_network: "fd00:60:", ..ONE_ARM_6 };
 /// Note 002: the virtual address in no network of the director's.
 pub(crate) const FOREIGN_VIP: Layout = Layout {
     vip: "192.168.51.11",
@@ -56,6 +127,7 @@ pub(crate) const FOREIGN_VIP: Layout = Layout {
     director: 10,
     router: 1,
     servers: &[22, 23],
+    forwarding: ForwardingMethod::DirectRouting,
 };
 /// Note 000.
 pub(crate) const MARKED: Layout = Layout {
@@ -89,6 +161,8 @@ pub(crate) const SHOP: Layout = Layout {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     servers: Vec<Process>,
+    /// Of each real server, where packets come through tunnels.
+    decapsulators: Vec<Decapsulator>,
     pub(crate) site: Site,
     pub(crate) layout: Layout,
 }
@@ -101,7 +175,8 @@ impl Cluster {
 
     /// With this many queues on the director's interfaces.
     pub(crate) fn with_queues(layout: Layout, queues: u32) -> Self {
-        let mut cluster = Self { servers: Vec::new(), site: Site::new(), layout };
+        let site = Site::of(layout.family());
+        let mut cluster = Self { servers: Vec::new(), decapsulators: Vec::new(), site, layout };
         cluster.build(queues);
         for number in cluster.numbers() {
             cluster.set_up_server(number);
@@ -114,6 +189,20 @@ impl Cluster {
         cluster
     }
 
+    /// Packets that a real server took out of tunnels of a kind.
+    pub(crate) fn decapsulated(&self, number: u8, kind: TunnelKind) -> u64 {
+        self.decapsulators[usize::from(number) - 1].delivered(kind)
+    }
+
+    /// Commands for the director's host as the notes have them, each of which must be taken without a word.
+    #[track_caller]
+    pub(crate) fn configure<S: AsRef<str>>(&self, commands: &[S]) {
+        for command in commands {
+            let command = command.as_ref().replace("iptables", "uvs mark");
+            assert_eq!(self.site.with_names("director", &command).ok(), "", "{command}");
+        }
+    }
+
     /// The real servers' numbers, from 1.
     pub(crate) fn numbers(&self) -> std::ops::RangeInclusive<u8> {
         1..=self.layout.servers.len() as u8
@@ -121,12 +210,12 @@ impl Cluster {
 
     /// A real server's address.
     pub(crate) fn server(&self, number: u8) -> String {
-        format!("{}.{}", self.layout.servers_network, self.layout.servers[usize::from(number) - 1])
+        self.layout.address(self.layout.servers_network, self.layout.servers[usize::from(number) - 1])
     }
 
     /// The director's own address.
     pub(crate) fn director(&self) -> String {
-        format!("{}.{}", self.layout.network, self.layout.director)
+        self.layout.address(self.layout.network, self.layout.director)
     }
 
     /// The interfaces that the director has.
@@ -146,11 +235,10 @@ impl Cluster {
         hosts.into_iter().chain(names.iter().map(String::as_str)).for_each(|name| site.add(name));
         let two_arms = self.layout.network != self.layout.servers_network;
         let site = &self.site;
-        let Layout { network, servers_network, director, router, vip, vip_length, .. } = self.layout;
         site.run("switch", "ip link add front type bridge && ip link add back type bridge").ok();
         let back = if two_arms { "back" } else { "front" };
         site.join(("client", "eth0"), ("router", "eth0"), 1);
-        let mut plugs = vec![("router", "eth1", "front"), ("director", "eth0", "front")];
+        let mut plugs = vec![("director", "eth0", "front"), ("router", "eth1", "front")];
         plugs.extend(names.iter().map(|name| (name.as_str(), "eth0", back)));
         if two_arms {
             plugs.extend([("router", "eth2", back), ("director", "eth1", back)]);
@@ -165,30 +253,61 @@ impl Cluster {
             site.run("switch", &format!("ip link set {port} master {bridge}")).ok();
         }
         site.run("switch", "ip link set front up; ip link set back up").ok();
-        site.run("client", &format!("ip addr add {CLIENT}/24 dev eth0; ip route add default via {ROUTER}"))
-            .ok();
-        for last in MORE_CLIENTS {
-            site.run("client", &format!("ip addr add 192.168.20.{last}/24 dev eth0")).ok();
+        self.address();
+        if self.layout.family() == Family::V4 {
+            self.translate();
         }
-        site.run(
-            "router",
-            &format!(
-                "sysctl -qw net.ipv4.ip_forward=1; ip addr add {ROUTER}/24 dev eth0
-                 ip addr add {network}.{router}/24 dev eth1"
-            ),
-        )
-        .ok();
-        site.run("director", &format!("ip addr add {network}.{director}/24 dev eth0")).ok();
-        site.run("director", &format!("ip route add default via {network}.{router}")).ok();
+    }
+
+    /// Addresses and routes of everybody but the real servers.
+    fn address(&self) {
+        let (site, layout) = (&self.site, &self.layout);
+        let Layout { network, servers_network, vip, vip_length, .. } = *layout;
+        let ((client, outside), (family, length, host)) = (layout.outside(), layout.lengths());
+        let inside = layout.address(network, layout.router);
+        site.run("client", &format!("ip addr add {client}/{length} dev eth0")).ok();
+        site.run("client", &format!("ip {family} route add default via {outside}")).ok();
+        if layout.family() == Family::V4 {
+            for last in MORE_CLIENTS {
+                site.run("client", &format!("ip addr add 192.168.20.{last}/24 dev eth0")).ok();
+            }
+        }
+        site.run("router", "sysctl -qw net.ipv4.ip_forward=1").ok();
+        site.run("router", &format!("ip addr add {outside}/{length} dev eth0")).ok();
+        site.run("router", &format!("ip addr add {inside}/{length} dev eth1")).ok();
+        site.run("director", &format!("ip addr add {}/{length} dev eth0", self.director())).ok();
+        site.run("director", &format!("ip {family} route add default via {inside}")).ok();
         site.run("director", &format!("ip addr add {vip}/{vip_length} dev eth0")).ok();
-        if two_arms {
-            site.run("router", &format!("ip addr add {servers_network}.{router}/24 dev eth2")).ok();
-            site.run("director", &format!("ip addr add {servers_network}.{director}/24 dev eth1")).ok();
+        if self.has_two_arms() {
+            let router = layout.address(servers_network, layout.router);
+            site.run("router", &format!("ip addr add {router}/{length} dev eth2")).ok();
+            let director = layout.address(servers_network, layout.director);
+            site.run("director", &format!("ip addr add {director}/{length} dev eth1")).ok();
         }
-        if vip_length == 32 {
-            site.run("router", &format!("ip route add {vip}/32 dev eth1")).ok();
+        if vip_length == host {
+            site.run("router", &format!("ip route add {vip}/{host} dev eth1")).ok();
         }
-        self.translate();
+        if layout.family() == Family::V6 {
+            site.run("router", "sysctl -qw net.ipv6.conf.all.forwarding=1").ok();
+        }
+        match layout.forwarding {
+            // The director's host is the real servers' gateway, and routes what they send on their own. That they could
+            // send to the router at once, they need not know: answers have to come back.
+            ForwardingMethod::Masquerading => {
+                let redirects =
+                    ["all", "default", "eth0"].map(|scope| format!("net.ipv4.conf.{scope}.send_redirects=0"));
+                site.run("director", &format!("sysctl -qw net.ipv4.ip_forward=1 {}", redirects.join(" ")))
+                    .ok();
+                if layout.family() == Family::V6 {
+                    site.run("director", "sysctl -qw net.ipv6.conf.all.forwarding=1").ok();
+                }
+            }
+            // No network card cuts what is in a tunnel: frames have to come in as they are to go out.
+            ForwardingMethod::Tunnel => {
+                site.run("switch", &format!("ethtool -K {DIRECTOR_PLUG} tso off gso off")).ok();
+            }
+            _ => {}
+        }
     }
 
     /// The router's rules of note 001, as they stand there.
@@ -204,126 +323,53 @@ impl Cluster {
         self.site.name_hosts("client", &format!("{ROUTER} {SITE_NAME}"));
     }
 
-    /// A real server of the notes: the virtual address on `lo`, which nobody hears of by ARP.
-    fn set_up_server(&self, number: u8) {
-        let (address, namespace) = (self.server(number), format!("rs{number}"));
-        let Layout { servers_network, router, vip, .. } = self.layout;
-        let line = format!(
-            "ip addr add {address}/24 dev eth0 && ip route add default via {servers_network}.{router} &&
-             for i in all lo default eth0; do
-                 sysctl -qw net.ipv4.conf.$i.arp_ignore=1 net.ipv4.conf.$i.arp_announce=2
-             done && ip addr add {vip}/32 dev lo"
-        );
+    /// A real server of the notes: the virtual address on `lo`, which nobody hears of by ARP, and the router as its
+    /// gateway; with NAT, the director as its gateway. Over IPv6 nobody hears of addresses on `lo`.
+    fn set_up_server(&mut self, number: u8) {
+        let namespace = format!("rs{number}");
+        let (family, length, host) = self.layout.lengths();
+        let Layout { servers_network, router, director, vip, forwarding, .. } = self.layout;
+        let behind_nat = forwarding == ForwardingMethod::Masquerading;
+        let gateway = self.layout.address(servers_network, if behind_nat { director } else { router });
+        let address = self.server(number);
+        let line =
+            format!("ip addr add {address}/{length} dev eth0 && ip {family} route add default via {gateway}");
         self.site.run(&namespace, &line).ok();
+        if !behind_nat {
+            let line = format!(
+                "for i in all lo default eth0; do
+                     sysctl -qw net.ipv4.conf.$i.arp_ignore=1 net.ipv4.conf.$i.arp_announce=2
+                 done && ip addr add {vip}/{host} dev lo"
+            );
+            self.site.run(&namespace, &line).ok();
+        }
+        if forwarding == ForwardingMethod::Tunnel {
+            self.end_tunnels(&namespace);
+        }
     }
 
-    /// nginx: http that redirects to https, https with a certificate of its own, and a plain port.
-    fn serve(&self, number: u8) -> Process {
-        let directory = self.site.path(&format!("nginx{number}"));
-        std::fs::create_dir_all(&directory).unwrap();
-        let namespace = format!("rs{number}");
-        let place = directory.display();
-        self.site
-            .run(
-                &namespace,
-                &format!(
-                    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
-                     -subj /CN={SITE_NAME} -keyout {place}/key.pem -out {place}/certificate.pem"
-                ),
-            )
-            .ok();
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|what| format!("{what}_temp_path {place}/{what};"))
-            .join("\n");
-        let configuration = format!(
-            "daemon off;
-master_process off;
-user root;
-pid {place}/nginx.pid;
-error_log {place}/error.log;
-worker_rlimit_nofile 8192;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    keepalive_requests 1000000;
-    {temporary}
-    server {{
-        listen 80 backlog=4096;
-        add_header X-Node node{number} always;
-        return 301 https://$host$request_uri;
-    }}
-    server {{
-        listen 443 ssl;
-        ssl_certificate {place}/certificate.pem;
-        ssl_certificate_key {place}/key.pem;
-        add_header X-Node node{number};
-        location / {{ return 200 \"node{number}\\n\"; }}
-    }}
-    server {{
-        listen {PLAIN_PORT} backlog=4096;
-        location / {{ return 200 \"node{number}\\n\"; }}
-    }}
-}}
-"
+    /// Lets a real server take packets out of tunnels. Where the kernel has tunnels of its own, their devices are on,
+    /// lest it tell the director that nobody takes them; what then arrives twice is two packets like any.
+    fn end_tunnels(&mut self, namespace: &str) {
+        let end = self.site.inside(namespace, || Decapsulator::start(TUNNEL, GUE_PORT));
+        self.decapsulators.push(end.expect("TUN devices and raw sockets"));
+        let line = format!(
+            "sysctl -qw net.ipv4.conf.{TUNNEL}.rp_filter=0; ip link set {TUNNEL} up
+             for i in tunl0 sit0 gre0 ip6tnl0 ip6gre0; do ip link set $i up 2>/dev/null; done; true"
         );
-        let file = directory.join("nginx.conf");
-        std::fs::write(&file, configuration).unwrap();
-        let log = directory.join("error.log");
-        self.site.start(
-            &namespace,
-            "nginx",
-            ["-e", log.to_str().unwrap(), "-p", directory.to_str().unwrap(), "-c", file.to_str().unwrap()],
-        )
+        self.site.run(namespace, &line).ok();
     }
 
-    /// sshd on a real server, whose greeting names the server.
-    pub(crate) fn serve_ssh(&self, number: u8) -> Process {
-        let place = self.site.path(&format!("sshd{number}"));
-        std::fs::create_dir_all(&place).unwrap();
-        std::fs::create_dir_all("/run/sshd").unwrap();
-        let key = place.join("key");
-        let namespace = format!("rs{number}");
-        self.site
-            .run(&namespace, &format!("rm -f {0}; ssh-keygen -q -t ed25519 -N '' -f {0}", key.display()))
-            .ok();
-        let text = format!(
-            "Port 22\nHostKey {}\nPidFile none\nVersionAddendum node{number}\nUsePAM no\nMaxStartups 100\n",
-            key.display()
-        );
-        let file = self.site.write(&format!("sshd{number}/sshd_config"), &text);
-        let server =
-            self.site.start(&namespace, "/usr/sbin/sshd", ["-D", "-e", "-f", file.to_str().unwrap()]);
-        self.wait_for_port(number, 22);
-        server
-    }
-
-    /// vsftpd on a real server, for passive transfers by the virtual address, with a file `node` that names the server.
-    pub(crate) fn serve_ftp(&self, number: u8) -> Process {
-        let root = self.site.path(&format!("ftp{number}"));
-        let empty = self.site.path(&format!("ftp{number}.empty"));
-        std::fs::create_dir_all(&root).unwrap();
-        std::fs::create_dir_all(&empty).unwrap();
-        std::fs::write(root.join("node"), format!("node{number}\n")).unwrap();
-        let text = format!(
-            "listen=YES\nbackground=NO\nanonymous_enable=YES\nlocal_enable=NO\nno_anon_password=YES\n\
-             anon_root={}\nsecure_chroot_dir={}\npasv_enable=YES\npasv_address={}\nseccomp_sandbox=NO\n\
-             connect_from_port_20=YES\nxferlog_enable=NO\n",
-            root.display(),
-            empty.display(),
-            self.layout.vip
-        );
-        let file = self.site.write(&format!("vsftpd{number}.conf"), &text);
-        let namespace = format!("rs{number}");
-        let server = self.site.start(&namespace, "/usr/sbin/vsftpd", [file.to_str().unwrap()]);
-        self.wait_for_port(number, 21);
-        server
-    }
-
-    fn wait_for_port(&self, number: u8, port: u16) {
-        let address: SocketAddr = format!("{}:{port}", self.server(number)).parse().unwrap();
-        self.site.inside(&format!("rs{number}"), || {
-            wait_for("the server listens", || std::net::TcpStream::connect(address).is_ok());
-        });
+    /// Runs `test` over raw sockets and over AF_XDP, each with a director of its own on all interfaces. Commands on its
+    /// host know the virtual address as `virtualdomain`.
+    pub(crate) fn with_directors(&self, test: impl Fn(&Director<'_>)) {
+        self.site.name_hosts("director", &format!("{} virtualdomain", self.layout.vip));
+        for port_type in [PortType::Packet, PortType::XdpNative] {
+            let director = Director::start(&self.site, "director", self.interfaces(), port_type, &[]);
+            test(&director);
+            director.check();
+            director.stop();
+        }
     }
 
     /// Rules for the plain port, round robin over both servers, as `ipvsadm-restore` takes them.
@@ -341,5 +387,13 @@ http {{
     pub(crate) fn add_plain_service(&self) {
         let file = self.site.write("plain.rules", &self.plain_rules());
         self.site.run("director", &format!("ipvsadm-restore < {}", file.display())).ok();
+    }
+}
+
+/// Runs `test` over raw sockets and over AF_XDP, each with a director of its own.
+pub(crate) fn with_directors(layout: Layout, test: impl Fn(&Cluster, &Director<'_>)) {
+    if is_root() {
+        let cluster = Cluster::new(layout);
+        cluster.with_directors(|director| test(&cluster, director));
     }
 }

@@ -9,6 +9,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod director;
+mod servers;
 pub(crate) mod traffic;
 
 use std::ffi::OsStr;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use uvs::sys::namespace::enter_network;
+use uvs::types::Family;
 
 /// The program under test.
 pub(crate) const UVS: &str = env!("CARGO_BIN_EXE_uvs");
@@ -164,13 +166,20 @@ impl Drop for Process {
 pub(crate) struct Site {
     id: String,
     directory: PathBuf,
+    /// Of the addresses in it.
+    family: Family,
     namespaces: Vec<String>,
     outputs: AtomicU32,
 }
 
 impl Site {
-    /// An empty one, after a look for what killed tests left.
+    /// An empty one for IPv4, after a look for what killed tests left.
     pub(crate) fn new() -> Self {
+        Self::of(Family::V4)
+    }
+
+    /// An empty one for a family of addresses.
+    pub(crate) fn of(family: Family) -> Self {
         static SITES: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
         let id = format!("{PREFIX}{}-{}", std::process::id(), SITES.fetch_add(1, Ordering::Relaxed));
@@ -180,7 +189,7 @@ impl Site {
         symlink(UVS, directory.join("bin/ipvsadm-save")).unwrap();
         symlink(UVS, directory.join("bin/ipvsadm-restore")).unwrap();
         symlink(UVS, directory.join("bin/uvs")).unwrap();
-        Self { id, directory, namespaces: Vec::new(), outputs: AtomicU32::new(0) }
+        Self { id, directory, family, namespaces: Vec::new(), outputs: AtomicU32::new(0) }
     }
 
     /// A path in its directory.
@@ -204,10 +213,16 @@ impl Site {
         let full = self.full(name);
         self.command(Command::new("ip").args(["netns", "add", &full])).ok();
         self.namespaces.push(name.to_owned());
-        // IPv6 neighbours and routers have nothing to say here, and would be counted.
-        self.run(name, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv6.conf.all.disable_ipv6=1")
-            .ok();
-        self.run(name, "ip link set lo up").ok();
+        let settings: &[&str] = match self.family {
+            // IPv6 neighbours and routers have nothing to say here, and would be counted.
+            Family::V4 => &["disable_ipv6=1"],
+            // Addresses are there at once, and all that is to be known is in the layout.
+            Family::V6 => &["accept_dad=0", "accept_ra=0", "accept_redirects=0"],
+        };
+        let settings = settings.iter().map(|setting| {
+            format!("sysctl -qw net.ipv6.conf.default.{setting} net.ipv6.conf.all.{setting}; ")
+        });
+        self.run(name, &format!("{}ip link set lo up", settings.collect::<String>())).ok();
     }
 
     fn full(&self, name: &str) -> String {
@@ -299,6 +314,13 @@ impl Site {
         let directory = Path::new("/etc/netns").join(self.full(namespace));
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("hosts"), format!("127.0.0.1 localhost\n{hosts}\n")).unwrap();
+    }
+
+    /// The name server of programs that are shown those names.
+    pub(crate) fn set_name_server(&self, namespace: &str, address: &str) {
+        let directory = Path::new("/etc/netns").join(self.full(namespace));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("resolv.conf"), format!("nameserver {address}\n")).unwrap();
     }
 
     /// As [`run`](Self::run), and [`name_hosts`](Self::name_hosts) counts.

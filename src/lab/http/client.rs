@@ -1,7 +1,7 @@
 //! A small HTTP client: one request, one connection, one deadline.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -74,19 +74,20 @@ pub fn get(address: SocketAddr, host: &str, path: &str, timeout: Duration) -> io
 /// As [`get`], from one of the host's own addresses.
 ///
 /// # Errors
-/// Those of [`get`], and where `source` is not the host's.
+/// Those of [`get`], and where `source` is not the host's, or of another family.
 pub fn get_from(
-    source: Ipv4Addr,
-    address: SocketAddrV4,
+    source: IpAddr,
+    address: SocketAddr,
     host: &str,
     path: &str,
     timeout: Duration,
 ) -> io::Result<Response> {
     let deadline = Instant::now() + timeout;
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
     // A port that an earlier connection had would be taken for that one, by the director as by a kernel's IPVS.
     bind_address_no_port(socket.as_fd())?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+    rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
     // It bounds the connecting, too (`man 7 socket`).
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
     rustix::net::connect(&socket, &address).map_err(|error| match error {
