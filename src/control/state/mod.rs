@@ -52,9 +52,9 @@ pub struct State {
     service_uses: Vec<u32>,
     configuration: Configuration,
     changed: bool,
-    permits_masquerading: bool,
     masquerades: bool,
-    /// Counts changes of what [`wanted`](Self::wanted) and [`steered`](Self::steered) say.
+    /// Counts changes of what [`wanted`](Self::wanted), [`steered`](Self::steered) and
+    /// [`steered_by_source`](Self::steered_by_source) say.
     version: u64,
     /// Where the walk that ends connections of removed real servers stands, and whether another is to follow.
     ending: Option<Walk>,
@@ -86,6 +86,8 @@ struct ServerEntry {
     port: u16,
     spec: ServerSpec,
     meter: Meter,
+    /// It is, or was, masqueraded: its connections may have answers to translate.
+    masquerades: bool,
 }
 
 /// Names a removed real server: its service, address and port.
@@ -141,7 +143,6 @@ impl State {
             trash: HashMap::new(),
             configuration: Configuration::default(),
             changed: false,
-            permits_masquerading: false,
             masquerades: false,
             version: 0,
             ending: None,
@@ -187,12 +188,6 @@ impl State {
         }
     }
 
-    /// From now on, takes real servers that are to be masqueraded (`-m`): whoever calls this lets the director see their
-    /// replies, which a service's own frames do not include.
-    pub fn permit_masquerading(&mut self) {
-        self.permits_masquerading = true;
-    }
-
     /// Whether any real server was masqueraded so far: then the packet path needs the ways to clients.
     pub fn masquerades(&self) -> bool {
         self.masquerades
@@ -230,7 +225,37 @@ impl State {
         .collect()
     }
 
-    /// Changes whenever [`wanted`](Self::wanted) or [`steered`](Self::steered) may have, so that an edit of something
+    /// What the director must get to see of what real servers send: the answers of masqueraded ones, and of removed ones
+    /// that have connections. Protocol, real server's address, source port; port 0 stands for all.
+    pub fn steered_by_source(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
+        let present = self.services.values().flat_map(|service| {
+            let of = (service.service.key, service.takes_data);
+            service.servers.iter().map(move |server| (server, of))
+        });
+        let gone = self.trash.values().filter_map(|trashed| {
+            let is_needed = self.shared.slots.get(trashed.entry.id).connections() > 0;
+            is_needed.then_some((&trashed.entry, (trashed.key, trashed.takes_data)))
+        });
+        let masqueraded = present.chain(gone).filter(|(server, _)| server.masquerades);
+        let own = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        masqueraded
+            .flat_map(|(server, (key, takes_data))| {
+                // Where clients choose the port, real servers answer from any.
+                let port = match key {
+                    ServiceKey::Address { port: 1.., .. } if !takes_data => server.port,
+                    _ => 0,
+                };
+                let protocols = own.into_iter().filter(move |own| match key {
+                    ServiceKey::Address { protocol, .. } => protocol == *own,
+                    ServiceKey::Mark { .. } => true,
+                });
+                protocols.map(move |protocol| (protocol, server.address, port))
+            })
+            .collect()
+    }
+
+    /// Changes whenever [`wanted`](Self::wanted), [`steered`](Self::steered) or
+    /// [`steered_by_source`](Self::steered_by_source) may have, so that an edit of something
     /// else costs nothing of the rest.
     pub fn version(&self) -> u64 {
         self.version
