@@ -164,6 +164,39 @@ fn datagrams_are_balanced() {
     }
 }
 
+/// Requests and answers have different ports and addresses, so that a network card, as veth does here, gives half of the
+/// answers to another queue, and so to another worker, than their requests.
+#[test]
+fn answers_through_nat_are_translated_by_whichever_worker_gets_them() {
+    if !is_root() {
+        return;
+    }
+    for (ports, family, back_queues) in [
+        (Ports::Native, Family::V4, None),
+        (Ports::Native, Family::V6, Some(2)),
+        (Ports::Generic, Family::V4, Some(2)),
+        (Ports::Packet, Family::V4, Some(2)),
+        (Ports::Packet, Family::V6, None),
+    ] {
+        let cluster = balances(Plan { nat: true, family, back_queues, ..Plan::new(ports, 2, 2) });
+        cluster.add_service("-u", ECHO);
+        let target = cluster.target(ECHO);
+        let failures = cluster.requests(1000, 300, |source| ask(source, target, "who are you?").map(drop));
+        assert_eq!(failures, Vec::<String>::new(), "{}", cluster.running.uvs(&["stats"]));
+        assert_eq!(cluster.echoed(), [100, 100, 100]);
+        if ports != Ports::Generic {
+            cluster.add_service("-t", UPLOAD);
+            let target = cluster.target(UPLOAD);
+            let failures = cluster.requests(2000, 8, |source| upload(source, target, LARGE / 8));
+            assert_eq!(failures, Vec::<String>::new(), "{}", cluster.running.uvs(&["stats"]));
+        }
+        let (total, workers) = cluster.running.settled();
+        assert_eq!(total.to_host, 0, "an answer was not known: {}", cluster.running.uvs(&["stats"]));
+        all_worked(ports, &workers);
+        ends_well(cluster);
+    }
+}
+
 /// Bytes of an upload.
 const LARGE: u64 = 20 << 20;
 
