@@ -6,6 +6,7 @@
 
 mod ids;
 mod marks;
+mod masqueraded;
 mod rates;
 mod report;
 mod servers;
@@ -53,6 +54,8 @@ pub struct State {
     configuration: Configuration,
     changed: bool,
     masquerades: bool,
+    /// The packet path has yet to hear which real servers are masqueraded.
+    masqueraded_changed: bool,
     /// Counts changes of what [`wanted`](Self::wanted), [`steered`](Self::steered) and
     /// [`steered_by_source`](Self::steered_by_source) say.
     version: u64,
@@ -144,6 +147,7 @@ impl State {
             configuration: Configuration::default(),
             changed: false,
             masquerades: false,
+            masqueraded_changed: false,
             version: 0,
             ending: None,
             ending_again: false,
@@ -196,6 +200,10 @@ impl State {
     /// Hands the state to the packet path: it takes effect with each worker's next batch.
     pub fn publish(&mut self) {
         self.compile_marks();
+        if std::mem::take(&mut self.masqueraded_changed) && self.masquerades {
+            self.configuration.masqueraded = Arc::new(self.masqueraded());
+            self.changed = true;
+        }
         if std::mem::take(&mut self.changed) {
             self.shared.configuration.store(Arc::new(self.configuration.clone()));
         }
@@ -223,35 +231,6 @@ impl State {
             ServiceKey::Mark { .. } => None,
         })
         .collect()
-    }
-
-    /// What the director must get to see of what real servers send: the answers of masqueraded ones, and of removed ones
-    /// that have connections. Protocol, real server's address, source port; port 0 stands for all.
-    pub fn steered_by_source(&self) -> BTreeSet<(Protocol, IpAddr, u16)> {
-        let present = self.services.values().flat_map(|service| {
-            let of = (service.service.key, service.takes_data);
-            service.servers.iter().map(move |server| (server, of))
-        });
-        let gone = self.trash.values().filter_map(|trashed| {
-            let is_needed = self.shared.slots.get(trashed.entry.id).connections() > 0;
-            is_needed.then_some((&trashed.entry, (trashed.key, trashed.takes_data)))
-        });
-        let masqueraded = present.chain(gone).filter(|(server, _)| server.masquerades);
-        let own = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        masqueraded
-            .flat_map(|(server, (key, takes_data))| {
-                // Where clients choose the port, real servers answer from any.
-                let port = match key {
-                    ServiceKey::Address { port: 1.., .. } if !takes_data => server.port,
-                    _ => 0,
-                };
-                let protocols = own.into_iter().filter(move |own| match key {
-                    ServiceKey::Address { protocol, .. } => protocol == *own,
-                    ServiceKey::Mark { .. } => true,
-                });
-                protocols.map(move |protocol| (protocol, server.address, port))
-            })
-            .collect()
     }
 
     /// Changes whenever [`wanted`](Self::wanted), [`steered`](Self::steered) or

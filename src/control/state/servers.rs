@@ -44,6 +44,7 @@ impl ServerEntry {
 impl State {
     fn apply(&mut self, id: ServerId, spec: &ServerSpec) {
         self.masquerades |= spec.method == ForwardingMethod::Masquerading;
+        self.masqueraded_changed = true;
         let slot = self.shared.slots.get(id);
         slot.set_weight(spec.weight);
         slot.set_thresholds(spec.upper_threshold, spec.lower_threshold);
@@ -160,6 +161,7 @@ impl State {
     ) {
         let slot = self.shared.slots.get(entry.id);
         slot.set_available(false);
+        self.masqueraded_changed = true;
         let idle = slot.connections() == 0;
         self.ending_again |= self.configuration.settings.expire_nodest_conn && !idle;
         self.version += 1;
