@@ -4,7 +4,7 @@
 
 mod multi;
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use uvs::control::client::Client;
 use uvs::control::grammar::parse;
 use uvs::control::names::SystemNames;
 use uvs::control::protocol::{Request, Response};
+use uvs::lab::http::Server;
 use uvs::types::{Family, Prefix};
 
 use multi::director::{Frames, wait_for};
@@ -161,6 +162,78 @@ fn datagrams_are_balanced() {
         let (total, workers) = ends_well(cluster);
         assert_eq!(total.received, 600);
         all_worked(ports, &workers);
+    }
+}
+
+/// Requests and answers have different ports and addresses, so that a network card, as veth does here, gives half of the
+/// answers to another queue, and so to another worker, than their requests.
+#[test]
+fn answers_through_nat_are_translated_by_whichever_worker_gets_them() {
+    if !is_root() {
+        return;
+    }
+    for (ports, family, back_queues) in [
+        (Ports::Native, Family::V4, None),
+        (Ports::Native, Family::V6, Some(2)),
+        (Ports::Generic, Family::V4, Some(2)),
+        (Ports::Packet, Family::V4, Some(2)),
+        (Ports::Packet, Family::V6, None),
+    ] {
+        let cluster = balances(Plan { nat: true, family, back_queues, ..Plan::new(ports, 2, 2) });
+        cluster.add_service("-u", ECHO);
+        let target = cluster.target(ECHO);
+        let failures = cluster.requests(1000, 300, |source| ask(source, target, "who are you?").map(drop));
+        assert_eq!(failures, Vec::<String>::new(), "{}", cluster.running.uvs(&["stats"]));
+        assert_eq!(cluster.echoed(), [100, 100, 100]);
+        if ports != Ports::Generic {
+            cluster.add_service("-t", UPLOAD);
+            let target = cluster.target(UPLOAD);
+            let failures = cluster.requests(2000, 8, |source| upload(source, target, LARGE / 8));
+            assert_eq!(failures, Vec::<String>::new(), "{}", cluster.running.uvs(&["stats"]));
+        }
+        let (total, workers) = cluster.running.settled();
+        assert_eq!(total.to_host, 0, "an answer was not known: {}", cluster.running.uvs(&["stats"]));
+        all_worked(ports, &workers);
+        ends_well(cluster);
+    }
+}
+
+/// A service of every port has all that its real servers send over TCP brought here; what answers nobody goes on by the
+/// host, which routes it as it would have without the director.
+#[test]
+fn servers_behind_nat_keep_their_own_connections() {
+    if !is_root() {
+        return;
+    }
+    for (ports, family) in
+        [(Ports::Native, Family::V4), (Ports::Packet, Family::V4), (Ports::Packet, Family::V6)]
+    {
+        let plan = Plan { nat: true, family, back_queues: Some(2), ..Plan::new(ports, 2, 2) };
+        let mut cluster = Cluster::build_with(plan, |_, director| {
+            director.set_sysctl("ipv4/ip_forward", "1").unwrap();
+            director.set_sysctl("ipv6/conf/all/forwarding", "1").unwrap();
+            // As most distributions have it.
+            director.set_sysctl("ipv4/conf/all/rp_filter", "2").unwrap();
+        });
+        let service = cluster.target(0).to_string();
+        cluster.running.adm(&["-A", "-t", &service, "-s", "rr", "-p", "300"]);
+        for server in &cluster.servers {
+            let real = SocketAddr::from((server.address, 0)).to_string();
+            cluster.running.adm(&["-a", "-t", &service, "-r", &real, "-m"]);
+        }
+        let failures = cluster.requests(0, 80, |source| fetch(source, cluster.target(HTTP)).map(drop));
+        assert_eq!(failures, Vec::<String>::new(), "{}", cluster.running.uvs(&["stats"]));
+        assert_eq!(cluster.running.settled().0.to_host, 0, "{}", cluster.running.uvs(&["stats"]));
+        let outside = SocketAddr::from((cluster.source(0).ip(), HTTP));
+        let listener = cluster.client.run(|| TcpListener::bind(outside)).unwrap().unwrap();
+        let _server = Server::start(listener, "outside").unwrap();
+        for server in &cluster.servers {
+            let source = SocketAddr::from((server.address, 20_000));
+            let answer = server.namespace.run(|| fetch(source, outside)).unwrap();
+            assert_eq!(answer.unwrap(), "outside", "{}", cluster.running.uvs(&["stats"]));
+        }
+        assert!(cluster.running.settled().0.to_host >= 3 * 4, "{}", cluster.running.uvs(&["stats"]));
+        cluster.running.stop();
     }
 }
 

@@ -111,7 +111,7 @@ pub const SETTINGS: [Setting; 35] = [
     not_yet("ignore_tunneled", 0, SWITCH, "sparing tunnelled packets"),
     live("lblc_expiration", 86_400, ANY),
     live("lblcr_expiration", 86_400, ANY),
-    not_yet("nat_icmp_send", 0, SWITCH, "answering servers that have no connection"),
+    live("nat_icmp_send", 0, SWITCH),
     live("pmtu_disc", 1, SWITCH),
     not_yet("run_estimation", 1, SWITCH, "stopping the estimators"),
     not_yet("schedule_icmp", 0, SWITCH, "scheduling ICMP errors"),

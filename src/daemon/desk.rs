@@ -93,8 +93,9 @@ impl Desk {
         (result, committed)
     }
 
-    /// Makes what the state says happen, in this order: the ways to real servers are known before they are picked, and
-    /// frames are steered here once there is a service for them.
+    /// Makes what the state says happen, in this order: answers are steered here before there is a way to whoever gives them,
+    /// the ways to real servers are known before they are picked, and frames are steered here once there is a service for
+    /// them.
     fn commit(&self, inner: &mut Inner) -> Result<(), ControlError> {
         let version = inner.state.version();
         let moved = inner.followed != Some(version);
@@ -104,6 +105,7 @@ impl Desk {
             inner.follows_networks = true;
         }
         if moved || masquerades_now {
+            self.steer_answers(inner)?;
             let wanted: BTreeSet<IpAddr> = inner.state.wanted().map(|(_, address)| address).collect();
             let asks = wanted != inner.wanted;
             if asks {
@@ -129,6 +131,16 @@ impl Desk {
         self.mirror.want(inner.wanted.iter().copied().chain(inner.clients.addresses()).collect());
     }
 
+    /// Has the answers of masqueraded real servers come here that have not so far: the host would send them on as they are.
+    fn steer_answers(&self, inner: &mut Inner) -> Result<(), ControlError> {
+        let missing: BTreeSet<SteeringKey> =
+            answers(&inner.state).filter(|key| !inner.steered.contains(key)).collect();
+        if let Some(steering) = inner.steering.as_mut().filter(|_| !missing.is_empty()) {
+            steering.add_keys(&missing).map_err(|error| ControlError::Refused(error.to_string()))?;
+        }
+        Ok(())
+    }
+
     fn steer(&self, inner: &mut Inner) -> Result<(), ControlError> {
         let marked = inner.state.steered_by_marks();
         let networks =
@@ -140,6 +152,7 @@ impl Desk {
             .chain(marked.ports)
             .map(|(protocol, address, port)| SteeringKey::Transport { address, protocol, port })
             .chain(networks)
+            .chain(answers(&inner.state))
             .collect();
         let adopts = inner.adopted_until.is_some_and(|until| clock() < until || keys.is_empty());
         if keys == inner.steered && (adopts || inner.adopted_until.is_none()) {
@@ -199,6 +212,12 @@ impl Desk {
     pub(super) fn take_steering(&self) -> Option<Steering> {
         self.inner.lock().steering.take()
     }
+}
+
+/// What masqueraded real servers send.
+fn answers(state: &State) -> impl Iterator<Item = SteeringKey> {
+    let steered = state.steered_by_source().into_iter();
+    steered.map(|(protocol, address, port)| SteeringKey::Source { address, protocol, port })
 }
 
 /// Logs what an operator would want to know: a way to a real server found or lost, a port up or down.

@@ -1,5 +1,5 @@
 //! What the director itself tells a client: that a packet cannot be served, and why. A real server is told why its reply
-//! cannot be sent on.
+//! cannot be sent on, or that it is nobody's.
 //!
 //! An answer takes the place of the packet that it is about, in the same frame, and goes back where that came from.
 //! Its sender is the address that the client asked for, or, where that is not the host's own, the host's on that port,
@@ -9,8 +9,8 @@
 use std::net::IpAddr;
 
 use crate::sys::frames::FramePool;
-use crate::types::{Duration, Instant};
-use crate::wire::{Fragment, Parsed, icmp, icmpv6};
+use crate::types::{Duration, Family, Instant};
+use crate::wire::{Fragment, Parsed, icmp, icmpv6, ipv4, ipv6};
 
 use super::batch::{Entry, Offload};
 use super::configuration::Network;
@@ -70,7 +70,7 @@ impl Answers {
         let length = match sender {
             IpAddr::V4(address) => {
                 let message = match reason {
-                    DropReason::NoRealServer => icmp::Message::PORT_UNREACHABLE,
+                    DropReason::NoRealServer | DropReason::UnknownAnswer => icmp::Message::PORT_UNREACHABLE,
                     DropReason::TtlExpired => icmp::Message::TIME_EXCEEDED,
                     DropReason::TooBig if packet.dont_fragment => {
                         icmp::Message::fragmentation_needed(u16::try_from(mtu).unwrap_or(u16::MAX))
@@ -81,12 +81,12 @@ impl Answers {
                     return Verdict::Drop(reason);
                 }
                 self.identification = self.identification.wrapping_add(1);
-                let original = original(frames, entry, packet);
+                let original = original(reason, frames, entry, packet);
                 icmp::write_error(&mut *self.scratch, message, address, self.identification, original)
             }
             IpAddr::V6(address) => {
                 let message = match reason {
-                    DropReason::NoRealServer => icmpv6::Message::PORT_UNREACHABLE,
+                    DropReason::NoRealServer | DropReason::UnknownAnswer => icmpv6::Message::PORT_UNREACHABLE,
                     DropReason::TtlExpired => icmpv6::Message::TIME_EXCEEDED,
                     DropReason::TooBig => icmpv6::Message::packet_too_big(mtu),
                     _ => return Verdict::Drop(reason),
@@ -94,7 +94,8 @@ impl Answers {
                 if !icmpv6::may_answer(packet) || !self.take_token(now) {
                     return Verdict::Drop(reason);
                 }
-                icmpv6::write_error(&mut *self.scratch, message, address, original(frames, entry, packet))
+                let original = original(reason, frames, entry, packet);
+                icmpv6::write_error(&mut *self.scratch, message, address, original)
             }
         };
         match length {
@@ -130,10 +131,24 @@ impl Answers {
     }
 }
 
-/// The packet as it is now, without its link header and what pads it.
-fn original<'a>(frames: &'a FramePool, entry: &'a Entry, packet: &Parsed) -> &'a [u8] {
-    let bytes = frames.bytes(&entry.frame);
-    bytes.get(usize::from(packet.ip_offset)..packet.end().min(bytes.len())).unwrap_or_default()
+/// The packet as it is now, without its link header and what pads it. One that was to be routed on has come that far: a
+/// router first takes one off the hops that are left to it.
+fn original<'a>(
+    reason: DropReason,
+    frames: &'a FramePool,
+    entry: &'a mut Entry,
+    packet: &Parsed,
+) -> &'a [u8] {
+    let bytes = frames.bytes_mut(&mut entry.frame);
+    let end = packet.end().min(bytes.len());
+    let Some(original) = bytes.get_mut(usize::from(packet.ip_offset)..end) else { return &[] };
+    if reason == DropReason::UnknownAnswer {
+        let _ = match packet.family() {
+            Family::V4 => ipv4::decrement_ttl(original),
+            Family::V6 => ipv6::decrement_hop_limit(original),
+        };
+    }
+    original
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::conn::Timeouts;
 use crate::forward::{NextHop, NextHopError, Routes, Way};
 use crate::service::marks::MarkRules;
 use crate::service::{ServerId, ServiceTable};
-use crate::types::{Instant, MacAddress, PortId, Prefix};
+use crate::types::{Instant, MacAddress, PortId, Prefix, Protocol};
 
 /// What the kernel keeps under `net.ipv4.vs`, as far as it steers packets; the defaults are the kernel's.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub struct Settings {
     /// Which old connections a SYN on their ports replaces: 0 none, bit 0 those that have ended, bit 1 also
     /// those in FIN_WAIT whose replies are not seen.
     pub conn_reuse_mode: u8,
+    /// Tell masqueraded real servers what nobody has a connection for, instead of routing it on.
+    pub nat_icmp_send: bool,
     /// Tell clients that forbid fragmenting of packets that are too big for a tunnel, instead of letting the outer packet
     /// be fragmented on its way.
     pub pmtu_disc: bool,
@@ -42,11 +44,21 @@ impl Default for Settings {
             expire_nodest_conn: false,
             expire_quiescent_template: false,
             conn_reuse_mode: 1,
+            nat_icmp_send: false,
             pmtu_disc: true,
             sloppy_tcp: false,
             drop_unknown_until: Instant::ZERO,
         }
     }
+}
+
+/// What masqueraded real servers send, by its source: answers, and what comes here with them.
+#[derive(Clone, Debug, Default)]
+pub struct Masqueraded {
+    /// Where the configured ones answer from.
+    pub ports: HashSet<(Protocol, IpAddr, u16)>,
+    /// Those that may answer from any port, so that all they send on their own comes here, too.
+    pub addresses: HashSet<(Protocol, IpAddr)>,
 }
 
 /// The operator's part.
@@ -56,6 +68,8 @@ pub struct Configuration {
     pub services: ServiceTable,
     /// Rules that mark packets for services by mark.
     pub marks: MarkRules,
+    /// What masqueraded real servers send.
+    pub masqueraded: Arc<Masqueraded>,
     /// Settings.
     pub settings: Settings,
 }

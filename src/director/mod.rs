@@ -33,7 +33,7 @@ use crate::types::{ForwardingMethod, Instant};
 use crate::wire::{self, Malformed, Outcome, Parsed};
 
 pub use batch::{BATCH_SIZE, Batch, Entry, Offload};
-pub use configuration::{Configuration, Network, PortLink, Settings};
+pub use configuration::{Configuration, Masqueraded, Network, PortLink, Settings};
 pub use counters::{FrameCounts, MAX_PORTS, WorkerCounters};
 pub use shared::{Capacity, Shared, Walk};
 pub use verdict::{DropReason, Verdict};

@@ -24,6 +24,8 @@ use super::{DropReason, Verdict};
 
 /// First chunk of an SCTP association (RFC 9260, section 3.3.2).
 pub(super) const SCTP_INIT: u8 = 1;
+/// The chunk that ends an association without further words.
+pub(super) const SCTP_ABORT: u8 = 6;
 
 /// What the first stages note of each frame.
 #[derive(Clone, Copy, Debug)]

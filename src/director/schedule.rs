@@ -11,7 +11,7 @@ use crate::wire::Parsed;
 use crate::wire::transport::tcp_flags;
 
 use super::configuration::Configuration;
-use super::pipeline::{Decision, Handled, Local, Pass, SCTP_INIT, assures, next_state};
+use super::pipeline::{Decision, Handled, Local, Pass, SCTP_ABORT, SCTP_INIT, assures, next_state};
 use super::shared::Shared;
 use super::{DropReason, Verdict};
 
@@ -34,12 +34,19 @@ impl<'p> Pass<'p> {
             Protocol::Udp => true,
             Protocol::Sctp => packet.sctp_chunk == SCTP_INIT,
         };
+        if settings.nat_icmp_send && self.is_unknown_answer(packet, protocol) {
+            return Decision::End(Verdict::Drop(DropReason::UnknownAnswer));
+        }
         let service = self.service(packet, protocol).filter(|service| may_be_scheduled(service, packet));
         let recovers = protocol == Protocol::Tcp && self.now < settings.drop_unknown_until;
         match service {
             // Steered here for a service that the director before had, and this one may yet be given; but where a rule has
-            // whole networks steered here, the host's own connections come by as well.
-            None if recovers && !self.is_brought_by_marks(packet) => {
+            // whole networks steered here, the host's own connections come by as well, and where a masqueraded real server
+            // may answer from any port, its own.
+            None if recovers
+                && !self.is_brought_by_marks(packet)
+                && !self.is_brought_by_source(packet, protocol) =>
+            {
                 Decision::End(Verdict::Drop(DropReason::UnknownAfterRestart))
             }
             None => Decision::End(Verdict::ToHost),
@@ -57,6 +64,22 @@ impl<'p> Pass<'p> {
     fn is_brought_by_marks(&self, packet: &Parsed) -> bool {
         let Configuration { services, marks, .. } = self.configuration;
         services.has_marks() && marks.bring(packet)
+    }
+
+    fn is_brought_by_source(&self, packet: &Parsed, protocol: Protocol) -> bool {
+        self.configuration.masqueraded.addresses.contains(&(protocol, packet.addresses.source()))
+    }
+
+    /// Whether the real server that sent this is to hear that nobody is waiting for it (`ip_vs_out_hook`).
+    fn is_unknown_answer(&self, packet: &Parsed, protocol: Protocol) -> bool {
+        let ends = match protocol {
+            Protocol::Tcp => packet.tcp_flags & tcp_flags::RST != 0,
+            Protocol::Udp => false,
+            Protocol::Sctp => packet.sctp_chunk == SCTP_ABORT,
+        };
+        let source = (protocol, packet.addresses.source(), packet.source_port);
+        // A router looks at the hops that are left first (`ip_forward`).
+        !ends && packet.ttl > 1 && self.configuration.masqueraded.ports.contains(&source)
     }
 
     /// The service that a packet is for: by its mark, wherever it goes; else by its address, which has to be the host's.

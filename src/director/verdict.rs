@@ -99,6 +99,8 @@ drop_reasons! {
     NeighbourQueueFull = "neighbour-queue-full",
     /// The port out is down.
     PortDown = "port-down",
+    /// What a masqueraded real server sends from a service's port without a connection, where `nat_icmp_send` is 1.
+    UnknownAnswer = "unknown-answer",
     /// A packet in mid-connection that an earlier, killed director may have known: neither scheduled nor
     /// shown to the host, which would reset it.
     UnknownAfterRestart = "unknown-after-restart",

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 
 use tracing::warn;
 
@@ -20,6 +21,10 @@ const NAMES: u32 = 64;
 
 /// MTU asked for: packets that were merged on receiving are larger than any interface's.
 const MTU: u32 = 65_535;
+
+/// The device's own address, of loopback's, so that it means nothing to anybody. Without any, the host would take IPv4
+/// packets from no source at all where it filters them, however loosely (`__fib_validate_source`).
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 117, 118, 115);
 
 /// What became of frames for the host.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -62,6 +67,9 @@ impl HostPort {
         set("ipv6", name, "accept_ra", "0");
         // No link-local address: nobody is there to talk to.
         set("ipv6", name, "addr_gen_mode", "1");
+        if let Err(error) = control.set_address(name, ADDRESS) {
+            warn!(%error, device = name, "{ADDRESS} was refused: the host will ignore IPv4 packets where it filters by source");
+        }
         control.bring_up(name)?;
         // The stricter of the device's and everybody's setting counts.
         let everybody = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");

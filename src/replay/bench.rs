@@ -119,7 +119,6 @@ impl Bench {
         let mut state = State::new(Arc::clone(&shared), BEGINNING);
         state.set_interfaces(topology.interfaces().iter().map(|interface| interface.name.clone()).collect());
         // Every frame comes here.
-        state.permit_masquerading();
         Ok(Self {
             state,
             director: Director::new(shared, 0),

@@ -1,6 +1,7 @@
 //! Network interfaces by the old control calls: flags, MTU, bringing one up.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -90,6 +91,24 @@ impl InterfaceControl {
         let mut request = request(name)?;
         request.ifr_ifru.ifru_mtu = i32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidInput)?;
         self.call(libc::SIOCSIFMTU, &mut request)
+    }
+
+    /// Gives the interface called `name`, which is a point-to-point one, this IPv4 address, alone in its network.
+    ///
+    /// # Errors
+    /// EPERM, ENODEV; too many open files; a kernel without IPv4.
+    pub fn set_address(&self, name: &str, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = request(name)?;
+        // As in a `sockaddr_in`, behind the port.
+        let mut sa_data = [0; 14];
+        for (to, from) in sa_data[2..6].iter_mut().zip(address.octets()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: libc::AF_INET as u16, sa_data };
+        // Addresses are their family's: only its sockets take this.
+        let socket =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        Self { socket }.call(libc::SIOCSIFADDR, &mut request)
     }
 
     /// Receive queues in use of the interface called `name`, which may be fewer than it has; none where its driver does

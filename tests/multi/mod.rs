@@ -4,7 +4,7 @@
 //!   client .10.. --- router --- front bridge --- director (one arm, or two) --- back bridge --- real servers
 //! ```
 //! The bridges are in the router's namespace. With one arm, the real servers are on the front bridge. Their gateway
-//! is the router, so that their answers bypass the director (direct routing).
+//! is the router, so that their answers bypass the director (direct routing); with NAT it is the director.
 
 // Each test program uses a part of it; nothing of it is anybody else's.
 #![allow(dead_code, unreachable_pub)]
@@ -74,11 +74,21 @@ pub struct Plan {
     /// Queues of the second, which leads to the real servers; none: they are at the first.
     pub back_queues: Option<u32>,
     pub servers: u8,
+    /// Real servers are masqueraded, not routed to directly.
+    pub nat: bool,
 }
 
 impl Plan {
     pub const fn new(ports: Ports, workers: usize, queues: u32) -> Self {
-        Self { family: Family::V4, ports, workers, front_queues: queues, back_queues: None, servers: 3 }
+        Self {
+            family: Family::V4,
+            ports,
+            workers,
+            front_queues: queues,
+            back_queues: None,
+            servers: 3,
+            nat: false,
+        }
     }
 }
 
@@ -294,7 +304,8 @@ impl Cluster {
         self.running.adm(&["-A", kind, &service, "-s", "rr"]);
         for server in &self.servers {
             let real = SocketAddr::from((server.address, port)).to_string();
-            self.running.adm(&["-a", kind, &service, "-r", &real, "-g"]);
+            let method = if self.plan.nat { "-m" } else { "-g" };
+            self.running.adm(&["-a", kind, &service, "-r", &real, method]);
         }
     }
 
@@ -331,27 +342,30 @@ fn build_server(run: &str, router: &Namespace, plan: Plan, number: u8) -> RealSe
     let Plan { family, .. } = plan;
     let name = format!("rs{number}");
     let namespace = host(run, &name, family);
-    // No ARP for the virtual address, neither answered nor asked in its name. IPv6 does not answer solicitations on
-    // an interface that has not got the address itself.
-    for scope in ["all", "default"] {
-        namespace.set_sysctl(&format!("ipv4/conf/{scope}/arp_ignore"), "1").unwrap();
-        namespace.set_sysctl(&format!("ipv4/conf/{scope}/arp_announce"), "2").unwrap();
-    }
     let vip = address(family, Net::Front, VIRTUAL);
-    namespace.add_address("lo", Prefix::host(vip)).unwrap();
+    if !plan.nat {
+        // No ARP for the virtual address, neither answered nor asked in its name. IPv6 does not answer solicitations on
+        // an interface that has not got the address itself.
+        for scope in ["all", "default"] {
+            namespace.set_sysctl(&format!("ipv4/conf/{scope}/arp_ignore"), "1").unwrap();
+            namespace.set_sysctl(&format!("ipv4/conf/{scope}/arp_announce"), "2").unwrap();
+        }
+        namespace.add_address("lo", Prefix::host(vip)).unwrap();
+    }
     let (bridge, net) = match plan.back_queues {
         Some(_) => ("back", Net::Back),
         None => ("front", Net::Front),
     };
     let own = address(family, net, FIRST_SERVER + number);
     plug((router, bridge, &name), (&namespace, "eth0"), (0x30, number), own, 1);
-    namespace.add_route(Prefix::new(unspecified(family), 0), address(family, net, ROUTER)).unwrap();
+    let (gateway, asked) = if plan.nat { (DIRECTOR, own) } else { (ROUTER, vip) };
+    namespace.add_route(Prefix::new(unspecified(family), 0), address(family, net, gateway)).unwrap();
     let (http, echo, upload) = namespace
         .run(|| {
             let everywhere = unspecified(family);
             let http = Server::start(TcpListener::bind((everywhere, HTTP)).unwrap(), &name).unwrap();
-            // Bound to the virtual address: so do the answers come from it.
-            (http, UdpSocket::bind((vip, ECHO)).unwrap(), TcpListener::bind((everywhere, UPLOAD)).unwrap())
+            // Bound to the address that is asked: so do the answers come from it.
+            (http, UdpSocket::bind((asked, ECHO)).unwrap(), TcpListener::bind((everywhere, UPLOAD)).unwrap())
         })
         .unwrap();
     let echoed = Arc::new(AtomicU64::new(0));

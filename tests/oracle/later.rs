@@ -16,13 +16,7 @@ use Sign::{Differs, Refused};
 
 /// Of `cases`.
 pub(crate) const CASES: &[Later] = &[
-    ("NAT of fragments", Differs, &["frag-nat", "v6-frag-nat"]),
     ("the FTP helper", Refused("conntrack other than '0': the host's connection tracking"), &["ftp-nat"]),
-    (
-        "nat_icmp_send",
-        Refused("nat_icmp_send other than '0': answering servers that have no connection"),
-        &["nat-icmp-send", "v6-nat-icmp-send"],
-    ),
     ("fragments put together before they are tunnelled", Differs, &["v6-frag-tun"]),
     ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),

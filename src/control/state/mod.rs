@@ -6,6 +6,7 @@
 
 mod ids;
 mod marks;
+mod masqueraded;
 mod rates;
 mod report;
 mod servers;
@@ -52,9 +53,11 @@ pub struct State {
     service_uses: Vec<u32>,
     configuration: Configuration,
     changed: bool,
-    permits_masquerading: bool,
     masquerades: bool,
-    /// Counts changes of what [`wanted`](Self::wanted) and [`steered`](Self::steered) say.
+    /// The packet path has yet to hear which real servers are masqueraded.
+    masqueraded_changed: bool,
+    /// Counts changes of what [`wanted`](Self::wanted), [`steered`](Self::steered) and
+    /// [`steered_by_source`](Self::steered_by_source) say.
     version: u64,
     /// Where the walk that ends connections of removed real servers stands, and whether another is to follow.
     ending: Option<Walk>,
@@ -86,6 +89,8 @@ struct ServerEntry {
     port: u16,
     spec: ServerSpec,
     meter: Meter,
+    /// It is, or was, masqueraded: its connections may have answers to translate.
+    masquerades: bool,
 }
 
 /// Names a removed real server: its service, address and port.
@@ -141,8 +146,8 @@ impl State {
             trash: HashMap::new(),
             configuration: Configuration::default(),
             changed: false,
-            permits_masquerading: false,
             masquerades: false,
+            masqueraded_changed: false,
             version: 0,
             ending: None,
             ending_again: false,
@@ -187,12 +192,6 @@ impl State {
         }
     }
 
-    /// From now on, takes real servers that are to be masqueraded (`-m`): whoever calls this lets the director see their
-    /// replies, which a service's own frames do not include.
-    pub fn permit_masquerading(&mut self) {
-        self.permits_masquerading = true;
-    }
-
     /// Whether any real server was masqueraded so far: then the packet path needs the ways to clients.
     pub fn masquerades(&self) -> bool {
         self.masquerades
@@ -201,6 +200,10 @@ impl State {
     /// Hands the state to the packet path: it takes effect with each worker's next batch.
     pub fn publish(&mut self) {
         self.compile_marks();
+        if std::mem::take(&mut self.masqueraded_changed) && self.masquerades {
+            self.configuration.masqueraded = Arc::new(self.masqueraded());
+            self.changed = true;
+        }
         if std::mem::take(&mut self.changed) {
             self.shared.configuration.store(Arc::new(self.configuration.clone()));
         }
@@ -230,7 +233,8 @@ impl State {
         .collect()
     }
 
-    /// Changes whenever [`wanted`](Self::wanted) or [`steered`](Self::steered) may have, so that an edit of something
+    /// Changes whenever [`wanted`](Self::wanted), [`steered`](Self::steered) or
+    /// [`steered_by_source`](Self::steered_by_source) may have, so that an edit of something
     /// else costs nothing of the rest.
     pub fn version(&self) -> u64 {
         self.version

@@ -14,18 +14,8 @@ fn check_thresholds(spec: &ServerSpec) -> Result<(), ControlError> {
     if spec.lower_threshold > spec.upper_threshold { Err(ControlError::OutOfRange) } else { Ok(()) }
 }
 
-/// What the kernel refuses, and what is not built yet (`ip_vs_add_dest`).
-fn check(
-    key: &ServiceKey,
-    address: IpAddr,
-    spec: &ServerSpec,
-    permits_masquerading: bool,
-) -> Result<(), ControlError> {
-    let refuse = |what: &str| Err(ControlError::NotSupported(what.to_owned()));
-    match spec.method {
-        ForwardingMethod::Masquerading if !permits_masquerading => return refuse("NAT (-m)"),
-        _ => (),
-    }
+/// What the kernel refuses of a real server's address (`ip_vs_add_dest`).
+fn check(key: &ServiceKey, address: IpAddr, spec: &ServerSpec) -> Result<(), ControlError> {
     let unicast = match address {
         IpAddr::V4(address) => {
             !address.is_multicast() && !address.is_broadcast() && !address.is_unspecified()
@@ -40,9 +30,21 @@ fn check(
     Ok(())
 }
 
+impl ServerEntry {
+    /// Sets everything that commands say about it. Says whether its answers are to be steered here from now on.
+    fn set(&mut self, spec: &ServerSpec) -> bool {
+        self.spec = *spec;
+        let before = self.masquerades;
+        // Connections keep the method they began with.
+        self.masquerades |= spec.method == ForwardingMethod::Masquerading;
+        self.masquerades != before
+    }
+}
+
 impl State {
     fn apply(&mut self, id: ServerId, spec: &ServerSpec) {
         self.masquerades |= spec.method == ForwardingMethod::Masquerading;
+        self.masqueraded_changed = true;
         let slot = self.shared.slots.get(id);
         slot.set_weight(spec.weight);
         slot.set_thresholds(spec.upper_threshold, spec.lower_threshold);
@@ -62,14 +64,14 @@ impl State {
         if service.servers.iter().any(|server| (server.address, server.port) == (address, port)) {
             return Err(ControlError::ServerExists);
         }
-        check(key, address, spec, self.permits_masquerading)?;
+        check(key, address, spec)?;
         let Service { id, chooser, .. } = &*service.service;
         let (service, chooser) = (*id, Arc::clone(chooser));
         let mut entry = match self.take_from_trash(key, address, port, service) {
             Some(entry) => entry,
             None => self.new_server(address, port, service)?,
         };
-        entry.spec = *spec;
+        entry.set(spec);
         self.apply(entry.id, spec);
         self.version += 1;
         let server = RealServer { id: entry.id, address, port, method: spec.method };
@@ -91,7 +93,7 @@ impl State {
         slot.assign(service);
         slot.set_endpoint(address, port);
         let meter = Meter::new(self.shared.server_traffic(id));
-        Ok(ServerEntry { id, address, port, spec: ServerSpec::default(), meter })
+        Ok(ServerEntry { id, address, port, spec: ServerSpec::default(), meter, masquerades: false })
     }
 
     /// The same real server of the same service, removed not long ago: it goes on with its connections and
@@ -116,16 +118,16 @@ impl State {
         port: u16,
         spec: &ServerSpec,
     ) -> Result<(), ControlError> {
-        let permits_masquerading = self.permits_masquerading;
         let entry = self.entry_mut(key).ok_or(ControlError::ServiceNotDefined)?;
         check_thresholds(spec)?;
         let server = entry.servers.iter_mut().find(|server| (server.address, server.port) == (address, port));
         let server = server.ok_or(ControlError::NoSuchServer)?;
-        check(key, address, spec, permits_masquerading)?;
-        server.spec = *spec;
+        check(key, address, spec)?;
+        let steers_more = server.set(spec);
         let id = server.id;
         let chooser = Arc::clone(&entry.service.chooser);
         self.apply(id, spec);
+        self.version += u64::from(steers_more);
         let server = RealServer { id, address, port, method: spec.method };
         chooser.lock().update(&self.shared.slots, server);
         Ok(())
@@ -159,6 +161,7 @@ impl State {
     ) {
         let slot = self.shared.slots.get(entry.id);
         slot.set_available(false);
+        self.masqueraded_changed = true;
         let idle = slot.connections() == 0;
         self.ending_again |= self.configuration.settings.expire_nodest_conn && !idle;
         self.version += 1;

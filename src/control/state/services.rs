@@ -105,6 +105,7 @@ impl State {
         let service = Arc::clone(&entry.service);
         self.configuration.services.insert(service);
         self.changed = true;
+        self.masqueraded_changed |= steers_more;
         self.version += u64::from(steers_more);
         Ok(())
     }
@@ -196,6 +197,7 @@ impl State {
                 "conn_reuse_mode" => settings.conn_reuse_mode = *number as u8,
                 "expire_nodest_conn" => settings.expire_nodest_conn = *number != 0,
                 "expire_quiescent_template" => settings.expire_quiescent_template = *number != 0,
+                "nat_icmp_send" => settings.nat_icmp_send = *number != 0,
                 "pmtu_disc" => settings.pmtu_disc = *number != 0,
                 "sloppy_tcp" => settings.sloppy_tcp = *number != 0,
                 // Not the packet path's: the schedulers are told below.

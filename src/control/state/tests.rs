@@ -67,15 +67,8 @@ fn flow(bench: &Bench, seconds: u64) -> crate::scheduler::Flow {
 fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let mut bench = Bench::new(8);
     bench.add_service(80).unwrap();
-    let method = |method| Command::AddServer {
-        key: key(80),
-        address: server(1),
-        port: 80,
-        spec: ServerSpec { method, ..ServerSpec::default() },
-    };
     let service = |key, spec| Command::AddService { key, spec };
     let rows = [
-        (method(ForwardingMethod::Masquerading), "NAT (-m)"),
         (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
         (
             service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
@@ -181,6 +174,52 @@ fn a_deleted_service_is_steered_here_as_long_as_it_has_connections() {
     assert!(steered(&bench).is_empty());
     assert!(bench.state.services(None).unwrap().is_empty());
     assert_eq!(bench.state.services(Some(&key(80))), Err(ControlError::NoSuchService));
+}
+
+#[test]
+fn answers_are_steered_here_as_long_as_a_masqueraded_server_or_its_connections_live() {
+    let mut bench = Bench::new(8);
+    let spec = |method| ServerSpec { method, ..ServerSpec::default() };
+    let (nat, direct) = (spec(ForwardingMethod::Masquerading), spec(ForwardingMethod::DirectRouting));
+    let steered = |bench: &Bench| bench.state.steered_by_source().into_iter().collect::<Vec<_>>();
+    bench.add_service(80).unwrap();
+    bench.add_server(80, 1, 1).unwrap();
+    assert!(steered(&bench).is_empty(), "direct routing has no answers to translate");
+    let add = |key, number, port, spec| Command::AddServer { key, address: server(number), port, spec };
+    bench.run(add(key(80), 2, 8080, nat)).unwrap();
+    let second = (Protocol::Tcp, server(2), 8080);
+    assert_eq!(steered(&bench), [second]);
+    let edit = |spec| Command::EditServer { key: key(80), address: server(1), port: 80, spec };
+    let before = bench.state.version();
+    bench.run(edit(nat)).unwrap();
+    assert_ne!(bench.state.version(), before);
+    bench.run(edit(direct)).unwrap();
+    assert_eq!(steered(&bench), [(Protocol::Tcp, server(1), 80), second], "connections may be left");
+    bench.delete_server(80, 1).unwrap();
+    let id = bench.id(2);
+    bench.shared.slots.get(id).connection_added();
+    bench.run(Command::Flush).unwrap();
+    assert_eq!(steered(&bench), [second]);
+    bench.shared.slots.get(id).connection_removed(false);
+    assert!(bench.pass(1));
+    assert!(steered(&bench).is_empty());
+}
+
+#[test]
+fn answers_of_services_of_many_ports_are_steered_here_from_every_port() {
+    let spec = ServerSpec { method: ForwardingMethod::Masquerading, ..ServerSpec::default() };
+    let persistent = ServiceSpec { persistence: Some(300), ..rr() };
+    let mark = ServiceKey::Mark { mark: 1, family: Family::V4 };
+    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let rows: [(ServiceKey, ServiceSpec, &[Protocol]); 3] =
+        [(key(0), rr(), &all[..1]), (key(21), persistent, &all[..1]), (mark, rr(), &all)];
+    for (key, service, protocols) in rows {
+        let mut bench = Bench::new(8);
+        bench.run(Command::AddService { key, spec: service }).unwrap();
+        bench.run(Command::AddServer { key, address: server(1), port: 21, spec }).unwrap();
+        let expected = protocols.iter().map(|protocol| (*protocol, server(1), 0)).collect();
+        assert_eq!(bench.state.steered_by_source(), expected, "{key:?}");
+    }
 }
 
 #[test]

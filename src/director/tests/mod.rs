@@ -144,6 +144,7 @@ impl Lab {
             services,
             settings: self.settings,
             marks: self.marks.clone(),
+            ..Configuration::default()
         }));
         shared.network.store(Arc::new(self.network.clone()));
     }

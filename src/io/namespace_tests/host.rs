@@ -121,6 +121,9 @@ fn the_device_takes_large_packets_from_anywhere() {
     let host = namespaces.inside(0, || HostPort::open().unwrap());
     let read = |path: &str| namespaces.inside(0, || std::fs::read_to_string(path).unwrap().trim().to_owned());
     assert_eq!(read("/proc/sys/net/ipv4/conf/uvs0/rp_filter"), "0");
+    // Its address is its own alone.
+    assert!(read("/proc/thread-self/net/fib_trie").contains("127.117.118.115"));
+    assert_eq!(read("/proc/thread-self/net/route").lines().count(), 1, "the heading: no route leads there");
     assert_eq!(read("/proc/sys/net/ipv6/conf/uvs0/accept_ra"), "0");
     assert_eq!(read("/proc/sys/net/ipv6/conf/uvs0/mtu"), "65535");
     drop(host);

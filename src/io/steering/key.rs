@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::types::{Prefix, Protocol};
 
-/// Packets that the director wants to see. Only the destination counts.
+/// Packets that the director wants to see.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SteeringKey {
     /// Those of one transport protocol to a port of an address.
@@ -25,6 +25,15 @@ pub enum SteeringKey {
         /// Transport protocol.
         protocol: Protocol,
     },
+    /// Those of one transport protocol from a port of an address: what a real server behind NAT answers.
+    Source {
+        /// Source address.
+        address: IpAddr,
+        /// Transport protocol.
+        protocol: Protocol,
+        /// Source port; 0 stands for every port.
+        port: u16,
+    },
     /// All to an address, ICMP and protocols that are not load-balanced included.
     Everything {
         /// Destination address.
@@ -33,10 +42,12 @@ pub enum SteeringKey {
 }
 
 impl SteeringKey {
-    /// The destination address; of a network, one inside.
+    /// The address; of a network, one inside.
     pub const fn address(&self) -> IpAddr {
         match *self {
-            Self::Transport { address, .. } | Self::Everything { address } => address,
+            Self::Transport { address, .. } | Self::Source { address, .. } | Self::Everything { address } => {
+                address
+            }
             Self::Network { prefix, .. } => prefix.address,
         }
     }
@@ -50,6 +61,10 @@ impl fmt::Display for SteeringKey {
             }
             Self::Transport { address, protocol, port } => write!(f, "{protocol} to {address}, port {port}"),
             Self::Network { prefix, protocol } => write!(f, "{protocol} to {prefix}, every port"),
+            Self::Source { address, protocol, port: 0 } => {
+                write!(f, "{protocol} from {address}, every port")
+            }
+            Self::Source { address, protocol, port } => write!(f, "{protocol} from {address}, port {port}"),
             Self::Everything { address } => write!(f, "everything to {address}"),
         }
     }
@@ -65,10 +80,15 @@ pub(super) const PORT_AT: usize = 2;
 /// Where the address begins.
 pub(super) const ADDRESS_AT: usize = 4;
 
+/// Where the family's selector is.
+pub(super) const FAMILY_AT: usize = 0;
+
 /// First byte of an IPv4 key.
 pub(super) const FAMILY_V4: u8 = 4;
 /// First byte of an IPv6 key.
 pub(super) const FAMILY_V6: u8 = 6;
+/// Set in the first byte of a key whose port and address are the source's.
+pub(super) const SOURCE: u8 = 0x80;
 
 /// Second byte of a key for all packets to an address. Otherwise it is a transport protocol's number, none of
 /// which is 0 (IPv6's hop-by-hop options).
@@ -100,7 +120,19 @@ pub(super) fn encode(address: IpAddr, packets: u8, port: u16) -> KeyBytes {
     bytes
 }
 
-/// The entries of the map of addresses for these keys: theirs, and one for each address (see
+/// The bytes of a key of packets by their source.
+fn encode_source(address: IpAddr, packets: u8, port: u16) -> KeyBytes {
+    let mut bytes = encode(address, packets, port);
+    bytes[FAMILY_AT] |= SOURCE;
+    bytes
+}
+
+/// Whether a key is of packets by their source.
+pub(super) const fn is_source(bytes: &KeyBytes) -> bool {
+    bytes[FAMILY_AT] & SOURCE != 0
+}
+
+/// The entries of the map of addresses for these keys: theirs, and one for each address, or source (see
 /// [`PACKETS_WITHOUT_PORTS`]).
 pub(super) fn entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<KeyBytes> {
     keys.iter()
@@ -110,6 +142,10 @@ pub(super) fn entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<KeyBytes> {
                     encode(address, protocol.number(), port)
                 }
                 SteeringKey::Everything { address } => encode(address, PACKETS_EVERYTHING, 0),
+                SteeringKey::Source { address, protocol, port } => {
+                    let entries = [(protocol.number(), port), (PACKETS_WITHOUT_PORTS, 0)];
+                    return entries.map(|(packets, port)| encode_source(address, packets, port)).to_vec();
+                }
                 SteeringKey::Network { .. } => return Vec::new(),
             };
             vec![own, encode(key.address(), PACKETS_WITHOUT_PORTS, 0)]
@@ -133,7 +169,7 @@ pub(super) type NetworkBytes = [u8; NETWORK_BYTES];
 pub(super) fn network_entries(keys: &BTreeSet<SteeringKey>) -> BTreeSet<NetworkBytes> {
     let networks = keys.iter().filter_map(|key| match *key {
         SteeringKey::Network { prefix, protocol } => Some((prefix, protocol)),
-        SteeringKey::Transport { .. } | SteeringKey::Everything { .. } => None,
+        _ => None,
     });
     let entry = |prefix: Prefix, packets: u8| {
         let mut bytes = [0; NETWORK_BYTES];
@@ -158,7 +194,8 @@ mod tests {
         let v4 = "192.0.2.10".parse().unwrap();
         let tcp = SteeringKey::Transport { address: v4, protocol: Protocol::Tcp, port: 443 };
         let everything = SteeringKey::Everything { address: "2001:db8::1".parse().unwrap() };
-        let entries = entries(&BTreeSet::from([tcp, everything]));
+        let source = SteeringKey::Source { address: v4, protocol: Protocol::Udp, port: 53 };
+        let entries = entries(&BTreeSet::from([tcp, everything, source]));
         let mut address = [0; 16];
         address[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
         address[15] = 1;
@@ -171,9 +208,12 @@ mod tests {
         let expected = BTreeSet::from([
             [4, 6, 1, 187, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             [4, 255, 0, 0, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            [0x84, 17, 0, 53, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            [0x84, 255, 0, 0, 192, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             v6(0),
             v6(255),
         ]);
+        assert_eq!(entries.iter().filter(|entry| is_source(entry)).count(), 2);
         assert_eq!(entries, expected);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::SteeringError;
-use super::key::{self, KEY_BYTES, NETWORK_BYTES, SteeringKey};
+use super::key::{self, KEY_BYTES, KeyBytes, NETWORK_BYTES, NetworkBytes, SteeringKey};
 use crate::sys::bpf::{BpfError, Map, MapInfo, MapKind};
 
 /// Entries that the keys of addresses may come to: one for each key, and one for each address.
@@ -16,6 +16,9 @@ pub const MAX_STEERING_NETWORKS: usize = 16_384;
 const MAP_NAME: &str = "uvs_keys_1";
 const NETWORKS_NAME: &str = "uvs_nets_1";
 
+/// The name of the array that says whether there are keys of sources.
+const SOURCES_NAME: &str = "uvs_sources";
+
 /// Only a key's presence counts.
 const PRESENT: [u8; 4] = 1_u32.to_ne_bytes();
 
@@ -24,6 +27,8 @@ const PRESENT: [u8; 4] = 1_u32.to_ne_bytes();
 pub(super) struct KeyTable {
     addresses: Table<KEY_BYTES>,
     networks: Table<NETWORK_BYTES>,
+    /// One word, which the programs read before they look any source up: it is 0 as long as no key is of a source.
+    sources: Map,
 }
 
 impl KeyTable {
@@ -31,6 +36,7 @@ impl KeyTable {
         Ok(Self {
             addresses: Table::create(MapKind::Hash, MAP_NAME, MAX_STEERING_ENTRIES)?,
             networks: Table::create(MapKind::Prefixes, NETWORKS_NAME, MAX_STEERING_NETWORKS)?,
+            sources: Map::create(MapKind::Array, SOURCES_NAME, 4, 4, 1)?,
         })
     }
 
@@ -44,15 +50,37 @@ impl KeyTable {
         &self.networks.map
     }
 
+    /// The array of one word that says whether there are keys of sources.
+    pub(super) fn sources(&self) -> &Map {
+        &self.sources
+    }
+
+    /// Tells the programs whether to look sources up.
+    fn tell_sources(&self) -> Result<(), BpfError> {
+        let any = self.addresses.entries.iter().any(key::is_source);
+        self.sources.insert(&0_u32.to_ne_bytes(), &u32::from(any).to_ne_bytes())
+    }
+
     /// Makes the maps hold exactly the entries of these keys; new ones are there before old ones go.
     pub(super) fn replace(&mut self, keys: &BTreeSet<SteeringKey>) -> Result<(), SteeringError> {
         let (addresses, networks) = (key::entries(keys), key::network_entries(keys));
         self.addresses.check(&addresses)?;
         self.networks.check(&networks)?;
-        self.addresses.prepare(&addresses)?;
-        self.networks.prepare(&networks)?;
-        self.addresses.remove_all_but(&addresses)?;
-        self.networks.remove_all_but(&networks)
+        let result = self.exchange(&addresses, &networks);
+        result.and(self.tell_sources().map_err(SteeringError::from))
+    }
+
+    fn exchange(
+        &mut self,
+        addresses: &BTreeSet<KeyBytes>,
+        networks: &BTreeSet<NetworkBytes>,
+    ) -> Result<(), SteeringError> {
+        self.addresses.prepare(addresses)?;
+        self.networks.prepare(networks)?;
+        // Those that are new count before old ones go.
+        self.tell_sources()?;
+        self.addresses.remove_all_but(addresses)?;
+        self.networks.remove_all_but(networks)
     }
 
     /// Adds the entries of these keys to what the maps hold.
@@ -60,14 +88,16 @@ impl KeyTable {
         let (addresses, networks) = (key::entries(keys), key::network_entries(keys));
         self.addresses.check_together(&addresses)?;
         self.networks.check_together(&networks)?;
-        self.addresses.add(&addresses)?;
-        Ok(self.networks.add(&networks)?)
+        let result = self.addresses.add(&addresses).and_then(|()| self.networks.add(&networks));
+        Ok(result.and(self.tell_sources())?)
     }
 
     /// Adds what is in `other`, the map of addresses of a director before this one.
     /// Says false and adds nothing where its layout is another.
     pub(super) fn merge(&mut self, other: &Map) -> Result<bool, SteeringError> {
-        self.addresses.merge(other)
+        let result = self.addresses.merge(other);
+        self.tell_sources()?;
+        result
     }
 
     /// The same for the map of networks.

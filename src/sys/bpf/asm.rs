@@ -168,6 +168,8 @@ const CODE_CALL: u8 = 0x85;
 const CODE_EXIT: u8 = 0x95;
 /// Source "register" of a 64-bit load that says: the constant is a map's descriptor.
 const PSEUDO_MAP_FD: u8 = 1;
+/// Says that a constant is the address of an array's values (BPF_PSEUDO_MAP_VALUE).
+const PSEUDO_MAP_VALUE: u8 = 2;
 
 /// A place in the program, made by [`Assembler::label`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -285,6 +287,11 @@ impl<'maps> Assembler<'maps> {
     /// `destination = map`.
     pub fn load_map(&mut self, destination: Register, map: BorrowedFd<'maps>) {
         self.push_wide(destination, PSEUDO_MAP_FD, map.as_raw_fd(), 0);
+    }
+
+    /// `destination = ` the address of the value of `array`, which is an array of one entry.
+    pub fn load_value_address(&mut self, destination: Register, array: BorrowedFd<'maps>) {
+        self.push_wide(destination, PSEUDO_MAP_VALUE, array.as_raw_fd(), 0);
     }
 
     fn push_wide(&mut self, destination: Register, source: u8, low: i32, high: i32) {
@@ -464,9 +471,11 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let mut asm = Assembler::new();
         asm.load_map(R1, file.as_fd());
+        asm.load_value_address(R2, file.as_fd());
         let code = asm.finish().unwrap();
         assert_eq!(code.instructions()[0], Instruction::new(0x18, 1, 1, 0, file.as_fd().as_raw_fd()));
         assert_eq!(code.instructions()[1], Instruction::new(0, 0, 0, 0, 0));
+        assert_eq!(code.instructions()[2], Instruction::new(0x18, 2, 2, 0, file.as_fd().as_raw_fd()));
     }
 
     #[test]

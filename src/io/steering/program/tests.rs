@@ -16,6 +16,9 @@ const OTHER6: &str = "2001:db8::11";
 const UDP4: &str = "192.0.2.20";
 /// This address has a key for everything.
 const ALL4: &str = "192.0.2.30";
+/// Answers over TCP from port 8080, and over UDP from every port.
+const SERVER4: &str = "192.0.2.40";
+const SERVER6: &str = "2001:db8::40";
 
 fn is_root() -> bool {
     if rustix::process::geteuid().is_root() {
@@ -34,6 +37,10 @@ fn transport(text: &str, protocol: Protocol, port: u16) -> SteeringKey {
     SteeringKey::Transport { address: address(text), protocol, port }
 }
 
+fn source(text: &str, protocol: Protocol, port: u16) -> SteeringKey {
+    SteeringKey::Source { address: address(text), protocol, port }
+}
+
 fn network(prefix: &str, protocol: Protocol) -> SteeringKey {
     SteeringKey::Network { prefix: prefix.parse().unwrap(), protocol }
 }
@@ -48,6 +55,10 @@ fn keys() -> BTreeSet<SteeringKey> {
         network("203.0.113.0/24", Protocol::Tcp),
         network("203.0.113.64/26", Protocol::Udp),
         network("2001:db8:1::/48", Protocol::Sctp),
+        source(SERVER4, Protocol::Tcp, 8080),
+        source(SERVER4, Protocol::Udp, 0),
+        source(SERVER6, Protocol::Tcp, 8080),
+        source(SERVER6, Protocol::Udp, 0),
     ])
 }
 
@@ -99,6 +110,21 @@ fn ipv6_fragment(offset: u16, last: u8, to: &str) -> Vec<u8> {
 fn ports(destination: u16) -> Vec<u8> {
     let [high, low] = destination.to_be_bytes();
     vec![0xc0, 0, high, low, 0, 0, 0, 0]
+}
+
+/// An IP header from there instead.
+fn from(source: &str, mut header: Vec<u8>) -> Vec<u8> {
+    match address(source) {
+        IpAddr::V4(source) => header[12..16].copy_from_slice(&source.octets()),
+        IpAddr::V6(source) => header[8..24].copy_from_slice(&source.octets()),
+    }
+    header
+}
+
+/// The first 8 bytes of a transport header, to any port.
+fn ports_from(source: u16) -> Vec<u8> {
+    let [high, low] = source.to_be_bytes();
+    vec![high, low, 0xc0, 0, 0, 0, 0, 0]
 }
 
 fn join(parts: &[&[u8]]) -> Vec<u8> {
@@ -266,6 +292,60 @@ fn ipv6_rows() -> Vec<Row> {
     ]
 }
 
+/// By their source; nothing of them has a key by its destination.
+fn source_rows() -> Vec<Row> {
+    let (eth4, eth6) = (&ethernet(&[], 0x0800), &ethernet(&[], 0x86dd));
+    let v4 = |source: &str, protocol, port| {
+        join(&[eth4, &from(source, ipv4(0, 0x4000, protocol, OTHER4)), &ports_from(port)])
+    };
+    let v6 = |source: &str, extensions: &[(u8, u8)], protocol, port| {
+        join(&[eth6, &from(source, ipv6(extensions, protocol, OTHER6)), &ports_from(port)])
+    };
+    let fragment4 =
+        |source: &str, offset| join(&[eth4, &from(source, ipv4(0, offset, 6, OTHER4)), &ports_from(22)]);
+    let fragment6 = |source: &str, offset| {
+        join(&[eth6, &from(source, ipv6_fragment(offset, 6, OTHER6)), &ports_from(22)])
+    };
+    let to_both = join(&[eth4, &from(SERVER4, ipv4(0, 0, 6, VIP4)), &ports(443)]);
+    let options = from(SERVER4, ipv4(10, 0, 6, OTHER4));
+    vec![
+        ("an answer over TCP", v4(SERVER4, 6, 8080), true),
+        ("an answer with options", join(&[eth4, &options, &ports_from(8080)]), true),
+        (
+            "an answer in QinQ",
+            join(&[&ethernet(&[0x88a8, 0x8100], 0x0800), &options, &ports_from(8080)]),
+            true,
+        ),
+        ("TCP from another port", v4(SERVER4, 6, 22), false),
+        ("TCP from the port with its bytes swapped", v4(SERVER4, 6, 8080_u16.swap_bytes()), false),
+        ("an answer over UDP, which has every port", v4(SERVER4, 17, 22), true),
+        ("SCTP from a server of TCP", v4(SERVER4, 132, 8080), false),
+        ("ICMP from a server", v4(SERVER4, 1, 8080), false),
+        ("TCP from elsewhere", v4(OTHER4, 6, 8080), false),
+        ("TCP from a virtual address", v4(VIP4, 6, 443), false),
+        ("from a server to a virtual address", to_both, true),
+        ("TCP to a server", join(&[eth4, &ipv4(0, 0, 6, SERVER4), &ports(8080)]), false),
+        ("first fragment from a server", fragment4(SERVER4, 0x2000), true),
+        ("last fragment from a server", fragment4(SERVER4, 1), true),
+        ("last fragment from elsewhere", fragment4(OTHER4, 1), false),
+        ("last fragment from a virtual address", fragment4(VIP4, 1), false),
+        ("an answer over IPv6", v6(SERVER6, &[], 6, 8080), true),
+        ("an answer behind extensions", v6(SERVER6, &[(0, 1), (43, 0), (60, 3)], 6, 8080), true),
+        ("IPv6 TCP from another port", v6(SERVER6, &[(0, 1), (43, 0), (60, 3)], 6, 22), false),
+        ("IPv6 UDP from any port of a server", v6(SERVER6, &[], 17, 22), true),
+        ("IPv6 TCP from elsewhere", v6(OTHER6, &[], 6, 8080), false),
+        ("too many extensions from a server", v6(SERVER6, &[(60, 0); 9], 6, 22), true),
+        ("too many extensions from elsewhere", v6(OTHER6, &[(60, 0); 9], 6, 22), false),
+        ("IPv6 first fragment from a server", fragment6(SERVER6, 0), true),
+        ("IPv6 later fragment from a server", fragment6(SERVER6, 8), true),
+        ("IPv6 later fragment from elsewhere", fragment6(OTHER6, 8), false),
+    ]
+}
+
+fn all_rows() -> impl Iterator<Item = Row> {
+    ipv4_rows().into_iter().chain(ipv6_rows()).chain(source_rows())
+}
+
 struct Programs {
     keys: KeyTable,
     sockets: Map,
@@ -307,7 +387,7 @@ fn every_flavour_takes_the_same_frames() {
     }
     let programs = Programs::new();
     for (flavour, program, taken, passed) in programs.load() {
-        for (what, frame, expected) in ipv4_rows().into_iter().chain(ipv6_rows()) {
+        for (what, frame, expected) in all_rows() {
             let expected = if expected { taken } else { passed };
             assert_eq!(run(flavour, &program, &frame), expected, "{flavour}: {what}");
         }
@@ -381,6 +461,30 @@ fn keys_that_are_removed_no_longer_count() {
     assert_eq!(programs.keys.map().keys().unwrap().len(), 2);
 }
 
+#[test]
+fn sources_count_as_long_as_there_is_a_key_of_one() {
+    if !is_root() {
+        return;
+    }
+    let mut programs = Programs::new();
+    let [(name, program, ..), ..] = programs.load();
+    let answer = join(&[&ethernet(&[], 0x0800), &from(SERVER4, ipv4(0, 0, 6, OTHER4)), &ports_from(8080)]);
+    let word = |keys: &KeyTable| keys.sources().get(&[0; 4]).unwrap().unwrap();
+    let without = BTreeSet::from([transport(VIP4, Protocol::Tcp, 443)]);
+    let server = BTreeSet::from([source(SERVER4, Protocol::Tcp, 8080)]);
+    assert_eq!(run(name, &program, &answer), XDP_DROP);
+    programs.keys.replace(&without).unwrap();
+    assert_eq!((run(name, &program, &answer), word(&programs.keys)), (XDP_PASS, vec![0; 4]));
+    programs.keys.extend(&server).unwrap();
+    assert_eq!(run(name, &program, &answer), XDP_DROP, "one more");
+    programs.keys.replace(&without).unwrap();
+    assert_eq!((run(name, &program, &answer), word(&programs.keys)), (XDP_PASS, vec![0; 4]));
+    let mut old = KeyTable::create().unwrap();
+    old.replace(&server).unwrap();
+    assert!(programs.keys.merge(old.map()).unwrap());
+    assert_eq!(run(name, &program, &answer), XDP_DROP, "a dead director's");
+}
+
 /// Not a test of speed: prints what the head of `program.rs` quotes.
 #[test]
 #[ignore = "a measurement"]
@@ -391,22 +495,30 @@ fn cost_of_a_frame() {
     let mut programs = Programs::new();
     let mut many = keys();
     many.extend((0..1000).map(|n| transport(&format!("198.51.{}.{}", n / 250, n % 250), Protocol::Tcp, 80)));
-    programs.keys.replace(&many).unwrap();
-    let rows: Vec<Row> = ipv4_rows().into_iter().chain(ipv6_rows()).collect();
-    for (flavour, program, ..) in programs.load() {
-        for what in [
-            "TCP to a key",
-            "TCP to another address",
-            "UDP to an address with every port",
-            "ARP",
-            "QinQ",
-            "IPv6 TCP to a key",
-            "three extensions",
-            "TCP into a network",
-        ] {
-            let (_, frame, _) = rows.iter().find(|row| row.0 == what).unwrap();
-            let best = (0..5).map(|_| test_run(flavour, &program, frame, 1_000_000).duration).min().unwrap();
-            println!("{flavour}: {what}: {best:?}");
+    let rows: Vec<Row> = all_rows().collect();
+    let direct: BTreeSet<SteeringKey> =
+        many.iter().copied().filter(|key| !matches!(key, SteeringKey::Source { .. })).collect();
+    for (when, keys) in [("without NAT", direct), ("with NAT", many)] {
+        programs.keys.replace(&keys).unwrap();
+        for (flavour, program, ..) in programs.load() {
+            for what in [
+                "TCP to a key",
+                "TCP to another address",
+                "UDP to an address with every port",
+                "ARP",
+                "QinQ",
+                "IPv6 TCP to a key",
+                "IPv6 TCP to another address",
+                "three extensions",
+                "TCP into a network",
+                "an answer over TCP",
+                "an answer over IPv6",
+            ] {
+                let (_, frame, _) = rows.iter().find(|row| row.0 == what).unwrap();
+                let best =
+                    (0..5).map(|_| test_run(flavour, &program, frame, 1_000_000).duration).min().unwrap();
+                println!("{when}: {flavour}: {what}: {best:?}");
+            }
         }
     }
 }
