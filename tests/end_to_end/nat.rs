@@ -88,17 +88,20 @@ fn ftp(layout: Layout) {
 }
 
 #[test]
+#[ignore = "the director does not follow FTP's data connections through NAT yet"]
 fn ftp_through_nat() {
     ftp(TWO_ARMS.by(Masquerading));
 }
 
 #[test]
+#[ignore = "the director does not follow FTP's data connections through NAT yet"]
 fn ftp_through_nat_over_ipv6() {
     ftp(TWO_ARMS_6.by(Masquerading));
 }
 
 /// Note 002: FTP under NAT, in the note's own words.
 #[test]
+#[ignore = "the director does not follow FTP's data connections through NAT yet"]
 fn note_002_ftp() {
     with_directors(THREE_SERVERS.by(Masquerading), |cluster, director| {
         let _servers: Vec<Process> = cluster.numbers().map(|number| cluster.serve_ftp(number)).collect();
