@@ -149,7 +149,7 @@ class Scenario:
         self.has_persistence = PERSISTENCE and self.chance(0.35)
         self.has_marks = MARKS and self.chance(0.25)
         self.has_datagrams = DATAGRAMS and self.chance(0.3)
-        self.waits = 2 if self.has_short_timeouts else 0
+        self.waits = 1 if self.has_short_timeouts else 0
         self.weights = {
             self.new_flow: 30,
             self.known_flow: 30,
@@ -348,17 +348,18 @@ class Scenario:
     def list_everything(self):
         self.add("list", [f"listing {CONNECTIONS.split(' | ')[0]}"], line=CONNECTIONS)
         self.add("list", ["listing ipvsadm -Ln"], line="ipvsadm -Ln")
-        if self.chance(0.3) and not self.has_odd_headers and not self.weights[self.error]:
+        uncounted = self.has_odd_headers or self.has_datagrams or self.weights[self.error]
+        if not uncounted and self.chance(0.5):
             # The kernel copies its counters every two seconds. It counts ICMP errors, too, those that it makes itself
-            # among them (a time to live of 1): not so the director.
+            # among them (a time to live of 1), and IPv6's fragments without their headers: not so the director.
             line = "sleep 2.5; ipvsadm -Ln --stats --exact"
             self.add("list", ["listing ipvsadm -Ln --stats, counters"], line=line, settled=True)
 
     def wait(self):
-        # Whatever the two of them add up to, it is not within a second of a short timeout: 6, 7, 9 and 10.
+        # Not within a second of a short timeout: 4 (SCTP that is shut down), 6, 7, 9 (as set here), and 10.
         self.waits -= 1
         self.weights[self.wait] = 2 if self.waits else 0
-        self.add("sleep", ["wait"], seconds=self.random.choice((4, 8)))
+        self.add("sleep", ["wait"], seconds=self.random.choice((5, 8)))
 
     # Packets.
 
