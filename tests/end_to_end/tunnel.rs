@@ -1,9 +1,14 @@
 //! Tunnels: real servers take the clients' packets out of others, and answer past the director.
 
+use std::collections::BTreeSet;
+
 use uvs::types::ForwardingMethod::Tunnel;
 use uvs::types::TunnelKind;
 
-use crate::support::cluster::{Cluster, GUE_PORT, Layout, ONE_ARM, ONE_ARM_6, THREE_SERVERS, with_directors};
+use crate::support::Process;
+use crate::support::cluster::{
+    Cluster, GUE_PORT, Layout, MORE_CLIENTS, ONE_ARM, ONE_ARM_6, THREE_SERVERS, with_directors,
+};
 use crate::support::director::Director;
 use crate::transfers::{transfer, with_files_and_names};
 
@@ -91,5 +96,34 @@ fn note_002_sticky_http() {
         assert_eq!(listing.lines().filter(|line| line.contains(" Tunnel ")).count(), 3, "{listing}");
         let after: u64 = decapsulated(cluster, TunnelKind::Ipip).iter().sum();
         assert!(after >= before + 6 * 4, "{before}, then {after}");
+    });
+}
+
+/// FTP under TUN: a client's control and data connections, passive in either way, go to one real server.
+#[test]
+fn sticky_ftp() {
+    const LAYOUT: Layout = THREE_SERVERS.by(Tunnel);
+    with_directors(LAYOUT, |cluster, director| {
+        let _servers: Vec<Process> = cluster.numbers().map(|number| cluster.serve_ftp(number)).collect();
+        cluster.configure(&[
+            "ipvsadm -A -t virtualdomain:ftp -s rr -p 540",
+            "ipvsadm -a -t virtualdomain:ftp -r 192.168.1.2 -i",
+            "ipvsadm -a -t virtualdomain:ftp -r 192.168.1.3 -i",
+            "ipvsadm -a -t virtualdomain:ftp -r 192.168.1.4 -i",
+        ]);
+        let mut nodes = BTreeSet::new();
+        for last in MORE_CLIENTS {
+            let fetch = |more: &str| {
+                let url = format!("ftp://{}/node", cluster.layout.vip);
+                let line = format!("curl -m 20 -sS --interface 192.168.20.{last} {more} {url}");
+                cluster.site.run("client", &line).ok()
+            };
+            let node = fetch("");
+            assert!(node.starts_with("node"), "{node:?}");
+            assert_eq!(fetch("--disable-epsv"), node);
+            nodes.insert(node);
+        }
+        assert_eq!(nodes.len(), 3, "{nodes:?}");
+        assert_eq!(director.dropped("unsegmented"), 0);
     });
 }
