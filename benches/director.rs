@@ -1,9 +1,11 @@
-//! The whole path of a DR packet in process: parse to verdict, with service look-up, state, timers and counters.
+//! The whole path of a packet in process: parse to verdict, with service look-up, state, timers and counters.
 //!
 //! - `dr-established`: packets of established connections, picked at random among 1 K to 10 M flows, in batches of 1
 //!   to 64, the same code for all; also beside a flood of SYNs, whose batches come in between but are not timed.
 //! - `dr-connection`: connections from the first SYN on, about half a million of them alive: the SYN alone, and a
 //!   whole life of ten packets with its expiry. These figures are for one connection.
+//! - `methods`: packets of established connections by each forwarding method, DR first; under NAT those to the real
+//!   servers and their answers. Everything but the method is the same.
 //!
 //! Frames are written before the clock starts. `cargo bench --bench director`; with `UVS_BENCH_FLOWS=1000,1000000`
 //! only these many flows. For each number of flows the memory that a connection takes is printed.
@@ -13,23 +15,28 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use parking_lot::Mutex;
 
 use uvs::director::{
     BATCH_SIZE, Batch, Capacity, Configuration, Director, Network, Offload, PortLink, Shared,
 };
-use uvs::forward::NextHop;
+use uvs::forward::{NextHop, Routes, Way};
 use uvs::scheduler;
 use uvs::service::{Chooser, RealServer, ServerId, Service, ServiceId};
 use uvs::sys::frames::{Frame, FramePool};
-use uvs::types::{ForwardingMethod, HashKey, Instant, MacAddress, PortId, Protocol, ServiceKey};
+use uvs::types::{
+    ForwardingMethod, HashKey, Instant, MacAddress, PortId, Prefix, Protocol, ServiceKey, Tunnel, TunnelKind,
+};
 use uvs::wire::build::{Build, Transport};
 use uvs::wire::{ipv4, transport::tcp_flags};
 
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The way to clients.
+const ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 1];
 const VIP: [u8; 4] = [192, 0, 2, 1];
-const SERVERS: u32 = 16;
+const SERVERS: u8 = 16;
 /// Frames prepared before the clock starts.
 const PREPARED: usize = 1024;
 /// The first flow of those that come and go: none of the established ones.
@@ -45,8 +52,33 @@ struct Setup {
     random: u64,
     prepared: Vec<Frame>,
     template: Vec<u8>,
+    /// What is sent: the clients' packets, or the real servers' answers.
+    side: Side,
+    /// The number of each flow's real server.
+    chosen: Vec<u8>,
     /// The next of the flows that come and go.
     passing: u64,
+}
+
+/// Who sends the packets that are timed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Clients,
+    Servers,
+}
+
+fn server_address(number: u8) -> [u8; 4] {
+    [192, 0, 2, 10 + number]
+}
+
+fn hop(destination: [u8; 6]) -> NextHop {
+    NextHop::Ready {
+        port: PortId(0),
+        source: MacAddress(DIRECTOR),
+        destination: MacAddress(destination),
+        vlan: None,
+        mtu: 1500,
+    }
 }
 
 fn template(flags: u8) -> Vec<u8> {
@@ -57,15 +89,35 @@ fn template(flags: u8) -> Vec<u8> {
 }
 
 /// Client address and port of a flow: 64 connections for each client.
+fn client(flow: u64) -> ([u8; 4], [u8; 2]) {
+    let address = 0x0a00_0000 + (flow / 64) as u32;
+    (address.to_be_bytes(), (1024 + (flow % 64) as u16).to_be_bytes())
+}
+
+/// Makes a frame one of `flow`'s client.
 fn patch(frame: &mut [u8], flow: u64) {
-    let client = 0x0a00_0000 + (flow / 64) as u32;
-    frame[26..30].copy_from_slice(&client.to_be_bytes());
-    frame[34..36].copy_from_slice(&(1024 + (flow % 64) as u16).to_be_bytes());
+    let (address, port) = client(flow);
+    frame[26..30].copy_from_slice(&address);
+    frame[34..36].copy_from_slice(&port);
+    let _ = ipv4::write_checksum(&mut frame[14..34]);
+}
+
+/// Makes a frame one of real server `number` to `flow`'s client.
+fn patch_answer(frame: &mut [u8], flow: u64, number: u8) {
+    let (address, port) = client(flow);
+    frame[26..30].copy_from_slice(&server_address(number));
+    frame[30..34].copy_from_slice(&address);
+    frame[34..36].copy_from_slice(&80u16.to_be_bytes());
+    frame[36..38].copy_from_slice(&port);
     let _ = ipv4::write_checksum(&mut frame[14..34]);
 }
 
 impl Setup {
     fn new(flows: u64) -> Self {
+        Self::by_method(flows, ForwardingMethod::DirectRouting, Tunnel::IPIP)
+    }
+
+    fn by_method(flows: u64, method: ForwardingMethod, tunnel: Tunnel) -> Self {
         // Room to spare: a nearly full table makes room by ending connections.
         let connections = u32::try_from(flows + flows / 4).unwrap_or(u32::MAX).max(2048);
         let capacity = Capacity { connections, servers: 64, workers: 1 };
@@ -78,22 +130,21 @@ impl Setup {
             next_hops: Vec::new(),
             ..Network::default()
         };
+        let route: Prefix = "0.0.0.0/0".parse().expect("a network");
+        network.routes = Arc::new(Routes::new([(route, 0)]));
+        network.ways = vec![Way::Through(hop(ROUTER))];
         for number in 0..SERVERS {
-            let id = ServerId(number);
+            let id = ServerId(u32::from(number));
+            let address = IpAddr::from(server_address(number));
             let slot = shared.slots.get(id);
             slot.assign(ServiceId(0));
+            slot.set_endpoint(address, 80);
+            slot.set_method(method, tunnel);
             slot.set_weight(1);
             slot.set_available(true);
-            let address = IpAddr::from([192, 0, 2, 10 + number as u8]);
-            let method = ForwardingMethod::DirectRouting;
             chooser.add(&shared.slots, RealServer { id, address, port: 80, method });
-            network.next_hops.push(NextHop::Ready {
-                port: PortId(0),
-                source: MacAddress(DIRECTOR),
-                destination: MacAddress([2, 0, 0, 0, 1, number as u8]),
-                vlan: None,
-                mtu: 1500,
-            });
+            network.next_hops.push(hop([2, 0, 0, 0, 1, number]));
+            network.sources.push(Some(VIP.into()));
         }
         let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 80 };
         let mut configuration = Configuration::default();
@@ -114,6 +165,8 @@ impl Setup {
             random: 1,
             prepared: Vec::with_capacity(PREPARED),
             template: template(tcp_flags::ACK),
+            side: Side::Clients,
+            chosen: Vec::new(),
             passing: FIRST_PASSING_FLOW,
         };
         setup.establish();
@@ -130,6 +183,10 @@ impl Setup {
                 batch.push(frame, PortId(0), Offload::default()).expect("room");
                 if batch.room() == 0 || flow + 1 == self.flows {
                     self.director.process(&mut batch, &self.frames, self.now);
+                    if flags == tcp_flags::SYN {
+                        let servers = batch.entries().iter().map(|entry| self.frames.bytes(&entry.frame)[5]);
+                        self.chosen.extend(servers);
+                    }
                     batch.clear(&mut self.frames);
                 }
             }
@@ -142,7 +199,10 @@ impl Setup {
             self.random =
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let flow = ((u128::from(self.random) * u128::from(self.flows)) >> 64) as u64;
-            patch(&mut self.template, flow);
+            match self.side {
+                Side::Clients => patch(&mut self.template, flow),
+                Side::Servers => patch_answer(&mut self.template, flow, self.chosen[flow as usize]),
+            }
             self.prepared.push(self.frames.allocate_copy(&self.template).expect("a free chunk"));
         }
     }
@@ -171,6 +231,30 @@ impl Setup {
 }
 
 impl Setup {
+    /// Sends one of the packets that are to be timed, and looks at what became of it.
+    fn assert_outcome(&mut self, batch: &mut Batch, method: ForwardingMethod, growth: usize) {
+        self.prepare();
+        let frame = self.prepared.pop().expect("prepared");
+        let length = self.frames.bytes(&frame).len();
+        let _ = batch.push(frame, PortId(0), Offload::default());
+        self.director.process(batch, &self.frames, self.now);
+        let sent = self.frames.bytes(&batch.entries()[0].frame);
+        assert_eq!(sent.len(), length + growth);
+        match self.side {
+            Side::Servers => assert_eq!((&sent[..6], &sent[26..30]), (&ROUTER[..], &VIP[..])),
+            Side::Clients if method == ForwardingMethod::DirectRouting => assert_eq!(sent[30..34], VIP),
+            Side::Clients => assert_eq!(sent[30..34], server_address(sent[5])),
+        }
+        batch.clear(&mut self.frames);
+    }
+
+    fn assert_all_forwarded(&self) {
+        assert!(self.director.is_conserved());
+        let counts = self.director.frame_counts();
+        let dropped: u64 = counts.dropped.iter().sum();
+        assert_eq!((counts.to_host, dropped), (0, 0), "every packet was forwarded");
+    }
+
     /// One batch of SYNs that begin new connections, not timed.
     fn flood(&mut self, batch: &mut Batch) {
         self.send_passing(batch, tcp_flags::SYN);
@@ -238,6 +322,52 @@ fn connections(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Times packets of established connections in batches of `size`.
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    id: BenchmarkId,
+    setup: &mut Setup,
+    batch: &mut Batch,
+    size: usize,
+) {
+    group.bench_function(id, |bencher| {
+        bencher.iter_custom(|iterations| {
+            let rounds = iterations.div_ceil(PREPARED as u64);
+            let taken: Duration = (0..rounds).map(|_| setup.run(batch, size)).sum();
+            taken.mul_f64(iterations as f64 / (rounds * PREPARED as u64) as f64)
+        });
+    });
+}
+
+fn methods(criterion: &mut Criterion) {
+    use ForwardingMethod::{DirectRouting, Masquerading, Tunnel as Tunnelling};
+    const GUE: Tunnel = Tunnel { kind: TunnelKind::Gue, port: 6080, ..Tunnel::IPIP };
+    const GRE: Tunnel = Tunnel { kind: TunnelKind::Gre, ..Tunnel::IPIP };
+    // With the bytes that a packet grows by.
+    let rows = [
+        ("dr", DirectRouting, Tunnel::IPIP, Side::Clients, 0),
+        ("nat-to-servers", Masquerading, Tunnel::IPIP, Side::Clients, 0),
+        ("nat-to-clients", Masquerading, Tunnel::IPIP, Side::Servers, 0),
+        ("ipip", Tunnelling, Tunnel::IPIP, Side::Clients, 20),
+        ("gue", Tunnelling, GUE, Side::Clients, 32),
+        ("gre", Tunnelling, GRE, Side::Clients, 24),
+    ];
+    let mut group = criterion.benchmark_group("methods");
+    group.throughput(Throughput::Elements(1));
+    for flows in [1000, 64_000] {
+        for (name, method, tunnel, side, growth) in rows {
+            let mut setup = Setup::by_method(flows, method, tunnel);
+            setup.side = side;
+            let mut batch = Batch::new();
+            setup.assert_outcome(&mut batch, method, growth);
+            let id = BenchmarkId::new(name, format!("{flows}-flows"));
+            measure(&mut group, id, &mut setup, &mut batch, BATCH_SIZE);
+            setup.assert_all_forwarded();
+        }
+    }
+    group.finish();
+}
+
 fn established(criterion: &mut Criterion) {
     let wanted =
         std::env::var("UVS_BENCH_FLOWS").unwrap_or_else(|_| "1000,64000,1000000,10000000".to_owned());
@@ -249,20 +379,10 @@ fn established(criterion: &mut Criterion) {
         let table = &setup.director.shared().ipv4;
         println!("memory: {:.1} bytes a connection", table.memory() as f64 / f64::from(table.capacity()));
         for size in [1, 8, 32, 64] {
-            group.bench_function(
-                BenchmarkId::new(format!("{flows}-flows"), format!("batch-{size}")),
-                |bencher| {
-                    bencher.iter_custom(|iterations| {
-                        let rounds = iterations.div_ceil(PREPARED as u64);
-                        let taken: Duration = (0..rounds).map(|_| setup.run(&mut batch, size)).sum();
-                        taken.mul_f64(iterations as f64 / (rounds * PREPARED as u64) as f64)
-                    });
-                },
-            );
+            let id = BenchmarkId::new(format!("{flows}-flows"), format!("batch-{size}"));
+            measure(&mut group, id, &mut setup, &mut batch, size);
         }
-        assert!(setup.director.is_conserved());
-        let dropped: u64 = setup.director.frame_counts().dropped.iter().sum();
-        assert_eq!((setup.director.frame_counts().to_host, dropped), (0, 0), "every packet was forwarded");
+        setup.assert_all_forwarded();
         group.bench_function(
             BenchmarkId::new(format!("{flows}-flows"), "batch-64-beside-flood"),
             |bencher| {
@@ -293,6 +413,7 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     established(&mut criterion);
+    methods(&mut criterion);
     connections(&mut criterion);
     criterion.final_summary();
 }
