@@ -154,6 +154,7 @@ impl Setup {
             key,
             chooser,
             persistence: None,
+            one_packet: false,
         }));
         shared.configuration.store(Arc::new(configuration));
         shared.network.store(Arc::new(network));

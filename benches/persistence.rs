@@ -175,6 +175,7 @@ impl Setup {
                 key,
                 chooser,
                 persistence,
+                one_packet: false,
             }));
         }
         shared.configuration.store(Arc::new(configuration));

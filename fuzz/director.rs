@@ -214,7 +214,13 @@ impl World {
             let key = ServiceKey::Address { protocol, address, port };
             let timeout = Duration::from_secs(50);
             let persistence = (knobs & 64 != 0).then(|| Persistence { timeout, mask: mask(address) });
-            Arc::new(Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence })
+            Arc::new(Service {
+                id,
+                key,
+                chooser: Arc::new(Mutex::new(chooser)),
+                persistence,
+                one_packet: false,
+            })
         });
         let mut table = ServiceTable::default();
         services.iter().for_each(|service| table.insert(Arc::clone(service)));

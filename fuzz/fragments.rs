@@ -267,6 +267,7 @@ impl World {
                 key,
                 chooser: Arc::new(Mutex::new(chooser)),
                 persistence: None,
+                one_packet: false,
             }));
         }
         shared.configuration.store(Arc::new(Configuration { services, ..Configuration::default() }));

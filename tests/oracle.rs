@@ -73,6 +73,7 @@ const CASES: &[&str] = &[
     "tun-gue-csum",
     "udp-dr",
     "udp-nat",
+    "udp-ops",
     "udp-tun",
     "v6-conn-reuse-0",
     "v6-conn-reuse-1",
@@ -104,6 +105,7 @@ const CASES: &[&str] = &[
     "v6-tun-icmp-from-path",
     "v6-udp-dr",
     "v6-udp-nat",
+    "v6-udp-ops",
     "v6-udp-tun",
 ];
 /// Recorded cases of fragments: the kernel sends them on once it has all, the director as they come. With each, how its
@@ -237,7 +239,7 @@ fn frames_and_listings_are_as_recorded() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(compared, 1406);
+    assert_eq!(compared, 1418);
 }
 
 /// Where a fragment's identification is: as the director gets it, it sends it on. (Over IPv6 the kernel makes its own.)

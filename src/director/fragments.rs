@@ -70,7 +70,7 @@ pub(super) fn follow(
     let drop = |reason| Decision::End(Verdict::Drop(reason));
     let bytes = packet.transport_length();
     let (server, is_reply) = match decision {
-        Decision::Forward(server, _) => (server, false),
+        Decision::Forward(server, _) | Decision::ToServerAlone(server, _) => (server, false),
         Decision::ToServer(_, id) | Decision::ToClient(id) if !shared.is_alive(packet.family(), id) => {
             // What the first was translated to went with the connection.
             return drop(DropReason::FragmentWithoutFirst);

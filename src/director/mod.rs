@@ -318,6 +318,11 @@ impl Conclusion<'_> {
                 let to = shared.translation(packet.family(), id.index, Side::Destination);
                 (masquerade(network, frames, entry, packet, receiver, to, may_wait), Some(receiver))
             }
+            Decision::ToServerAlone(server, port) => {
+                let receiver = Receiver::Server(server);
+                let to = shared.translation_alone(server, port);
+                (masquerade(network, frames, entry, packet, receiver, to, may_wait), Some(receiver))
+            }
             Decision::ToClient(id) => {
                 let client = packet.addresses.destination();
                 let receiver = Receiver::Client(client);

@@ -11,7 +11,7 @@ use super::schedule::{flow_of, port_at};
 use super::{DropReason, Verdict};
 
 impl Pass<'_> {
-    /// Makes the connection that the client's template asks for, or asks the scheduler and makes a template, too
+    /// Makes the connection that the client's template asks for, if the service makes any, or asks the scheduler and makes a template, too
     /// (`ip_vs_sched_persist`). Locks, in this order, the template's shard, the service's scheduler if it is asked, and the
     /// flow's bucket. Nothing changes before it is known under all of them that no other worker made the connection.
     pub(super) fn schedule_persistent<F: Handled>(
@@ -62,6 +62,12 @@ impl Pass<'_> {
         let port = if own_port(&service.key) == port { server.port } else { 0 };
         let server = RealServer { port, ..server };
         let port = port_at(&server, packet);
+        if service.schedules_each_packet(protocol) {
+            // As if a connection began and was over.
+            shard.take_control(template, self.now);
+            table.templates().give_up_control(template);
+            return self.send_alone(service, packet, (server, port));
+        }
         let bucket = match self.lock_replies::<F>(bucket, key, hash, (&server, port)) {
             Ok(bucket) => bucket,
             // For a service that was made anew: what the template was made for came otherwise.

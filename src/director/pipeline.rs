@@ -113,6 +113,8 @@ pub(super) enum Decision {
     Forward(ServerId, ForwardingMethod),
     /// To this real server, whose address and port this connection has: the packet gets them as destination.
     ToServer(ServerId, ConnectionId),
+    /// To this real server, without a connection: the packet gets its address, and this port, as destination.
+    ToServerAlone(ServerId, u16),
     /// To the client, from the virtual service's address and port, which this connection has: the packet gets them as
     /// source.
     ToClient(ConnectionId),

@@ -5,7 +5,7 @@ use crate::conn::{
 };
 use crate::persistence::TemplateId;
 use crate::scheduler::Flow;
-use crate::service::{FTP_DATA_PORT, RealServer, Service};
+use crate::service::{FTP_DATA_PORT, RealServer, ServerId, Service};
 use crate::types::{ForwardingMethod, Instant, Protocol, ServiceKey};
 use crate::wire::Parsed;
 use crate::wire::transport::tcp_flags;
@@ -51,6 +51,7 @@ impl<'p> Pass<'p> {
             }
             None => Decision::End(Verdict::ToHost),
             Some(service) if begins => match &service.persistence {
+                None if service.schedules_each_packet(protocol) => self.schedule_alone(service, packet),
                 None => self.schedule::<F>(service, packet, protocol, key, hash),
                 Some(persistence) => {
                     self.schedule_persistent::<F>(service, persistence, packet, protocol, key, hash)
@@ -136,6 +137,28 @@ impl<'p> Pass<'p> {
         self.conclude(service, packet, server, made)
     }
 
+    /// Picks a real server for this packet alone.
+    fn schedule_alone(&self, service: &Service, packet: &Parsed) -> Decision {
+        let picked = service.chooser.lock().choose(&self.shared.slots, &flow_of(packet, self.now));
+        picked.map_or(Decision::End(Verdict::Drop(DropReason::NoRealServer)), |server| {
+            self.send_alone(service, packet, (server, port_at(&server, packet)))
+        })
+    }
+
+    /// Sends a packet to its real server without a connection. It counts as one nevertheless, which has ended.
+    pub(super) fn send_alone(
+        &self,
+        service: &Service,
+        packet: &Parsed,
+        (server, port): (RealServer, u16),
+    ) -> Decision {
+        self.count_first(service, packet, server.id);
+        match server.method {
+            ForwardingMethod::Masquerading => Decision::ToServerAlone(server.id, port),
+            method => Decision::Forward(server.id, method),
+        }
+    }
+
     /// Counts the connection that was made, if it was.
     pub(super) fn conclude(
         &self,
@@ -147,11 +170,16 @@ impl<'p> Pass<'p> {
         let Some(id) = made else {
             return Decision::End(Verdict::Drop(DropReason::ConnectionTableFull));
         };
-        let traffic = &self.counters.traffic;
-        traffic.server(server.id).connection();
-        traffic.service(service.id).connection();
-        self.count(server.id, self.shared.slots.get(server.id), packet);
+        self.count_first(service, packet, server.id);
         Decision::to_server(server.id, server.method, id)
+    }
+
+    /// Counts a connection and its first packet.
+    fn count_first(&self, service: &Service, packet: &Parsed, server: ServerId) {
+        let traffic = &self.counters.traffic;
+        traffic.server(server).connection();
+        traffic.service(service.id).connection();
+        self.count(server, self.shared.slots.get(server), packet);
     }
 
     /// Locks a flow's bucket, and that of its replies, once the flow has no connection, not even one past its deadline;

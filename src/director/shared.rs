@@ -163,6 +163,12 @@ impl Shared {
         }
     }
 
+    /// What masquerading puts in place of a packet's destination where there is no connection to say it.
+    pub(super) fn translation_alone(&self, server: ServerId, port: u16) -> Translation {
+        let address = self.slots.get(server).real_server(server).address;
+        Translation { side: Side::Destination, address, port }
+    }
+
     /// Number of workers there is room for.
     pub fn workers(&self) -> usize {
         self.counters.len()

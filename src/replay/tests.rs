@@ -322,7 +322,9 @@ fn refusals_and_broken_files_are_told_and_kept_in_the_status() {
     let folder = Folder::new();
     folder.write(
         "rules",
-        &format!("{RULES}-A -t 192.0.2.100:80\n@0.5 set drop_entry 1\n@0.6 -A -u 192.0.2.100:80 -o\n"),
+        &format!(
+            "{RULES}-A -t 192.0.2.100:80\n@0.5 set drop_entry 1\n@0.6 -A -u 192.0.2.100:80 -p --pe sip\n"
+        ),
     );
     folder.capture("in.pcap", &[(0, from_client(4000, SYN).frame()), (700, from_client(4001, SYN).frame())]);
     let more = ["--in", "c=%in.pcap", "--out", "%out.pcap"];
@@ -332,8 +334,8 @@ line 4: -A -t 192.0.2.100:80
 Service already exists
 line 5: @0.5 set drop_entry 1
 drop_entry other than '0': defence against floods is not supported yet
-line 6: @0.6 -A -u 192.0.2.100:80 -o
-one-packet scheduling (-o) is not supported yet
+line 6: @0.6 -A -u 192.0.2.100:80 -p --pe sip
+the persistence engine 'sip' (--pe) is not supported yet
 ";
     assert_eq!((status, &messages[..]), (255, expected));
     assert!(output.contains("           2 transmit\n"), "{output}");

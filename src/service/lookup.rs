@@ -119,7 +119,13 @@ mod tests {
         let key = ServiceKey::Address { protocol, address: "10.0.0.1".parse().unwrap(), port };
         let chooser = Chooser::new(scheduler::create("rr", 0, crate::types::HashKey::new([5, 6])).unwrap());
         let chooser = Arc::new(Mutex::new(chooser));
-        Arc::new(Service { id: ServiceId(u32::from(port)), key, chooser, persistence: None })
+        Arc::new(Service {
+            id: ServiceId(u32::from(port)),
+            key,
+            chooser,
+            persistence: None,
+            one_packet: false,
+        })
     }
 
     #[test]

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::persistence::Persistence;
 use crate::scheduler::{Choice, Flow, Lifetimes, Scheduler};
-use crate::types::{ForwardingMethod, ServiceKey};
+use crate::types::{ForwardingMethod, Protocol, ServiceKey};
 
 pub use counters::{CounterBlock, Counters, Traffic};
 pub use lookup::{FTP_DATA_PORT, FTP_PORT, ServiceTable};
@@ -53,6 +53,16 @@ pub struct Service {
     pub chooser: Arc<Mutex<Chooser>>,
     /// Clients stay with their real server, if and how.
     pub persistence: Option<Persistence>,
+    /// Each packet of UDP is scheduled by itself; of no effect on other protocols, which a service by mark gets, too.
+    pub one_packet: bool,
+}
+
+impl Service {
+    /// Whether packets of `protocol` make no connections (`IP_VS_SVC_F_ONEPACKET`, which `ip_vs_schedule` heeds for UDP).
+    #[inline]
+    pub fn schedules_each_packet(&self, protocol: Protocol) -> bool {
+        self.one_packet && protocol == Protocol::Udp
+    }
 }
 
 /// A service's real servers, and the scheduler that picks among them.

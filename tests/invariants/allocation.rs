@@ -90,6 +90,7 @@ fn all_of_it() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     kinds.push(("replies, translated, held or unknown", answers.collect()));
     kinds.push(("masqueraded, reset", frames(0..CLIENTS, MASQUERADED, RST)));
     kinds.push(("masqueraded, new ones on old ports", frames(0..CLIENTS, MASQUERADED, SYN)));
+    kinds.push(("masqueraded, datagrams without connections", datagrams(0..CLIENTS, MASQUERADED)));
     let mut torn = frames(0..100, port, ACK);
     for (index, frame) in torn.iter_mut().enumerate() {
         frame.truncate(index % frame.len());

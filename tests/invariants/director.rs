@@ -44,6 +44,7 @@ pub(crate) const MARKED: u16 = 97;
 pub(crate) const PERSISTENT: u16 = 98;
 /// How long they do after their last connection.
 pub(crate) const PERSISTENCE: Duration = Duration::from_secs(30);
+/// A service of masqueraded servers, which makes no connections of datagrams.
 pub(crate) const MASQUERADED: u16 = 100;
 /// The port of masqueraded servers.
 const SERVER_PORT: u16 = 8100;
@@ -156,7 +157,13 @@ impl Bench {
         }
         let sticky = Persistence { timeout: PERSISTENCE, mask: ClientMask::ALL };
         let persistence = (port == PERSISTENT).then_some(sticky);
-        Service { id, key, chooser: Arc::new(Mutex::new(chooser)), persistence }
+        Service {
+            id,
+            key,
+            chooser: Arc::new(Mutex::new(chooser)),
+            persistence,
+            one_packet: port == MASQUERADED,
+        }
     }
 
     fn publish(&self) {

@@ -18,7 +18,6 @@ use Sign::{Differs, Refused};
 pub(crate) const CASES: &[Later] = &[
     ("the FTP helper", Refused("conntrack other than '0': the host's connection tracking"), &["ftp-nat"]),
     ("fragments put together before they are tunnelled", Differs, &["v6-frag-tun"]),
-    ("one-packet scheduling", Refused("one-packet scheduling (-o)"), &["udp-ops", "v6-udp-ops"]),
     ("synchronization", Refused("the synchronization daemon"), &["sync-master"]),
     (
         "SCTP associations that began elsewhere",

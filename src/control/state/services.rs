@@ -23,9 +23,6 @@ fn check(spec: &ServiceSpec, secret: HashKey) -> Result<Box<dyn Scheduler>, Cont
         Some(_) => return Err(ControlError::NoScheduler),
         None => (),
     }
-    if spec.one_packet {
-        return refuse("one-packet scheduling (-o)");
-    }
     Ok(scheduler)
 }
 
@@ -69,7 +66,8 @@ impl State {
         let id = ServiceId(self.service_ids.allocate().ok_or(ControlError::NoMemory)?);
         self.use_service(id);
         let chooser = Arc::new(Mutex::new(Chooser::new(scheduler)));
-        let service = Arc::new(Service { id, key, chooser, persistence: persistence(spec) });
+        let (persistence, one_packet) = (persistence(spec), spec.one_packet);
+        let service = Arc::new(Service { id, key, chooser, persistence, one_packet });
         self.configuration.services.insert(Arc::clone(&service));
         self.changed = true;
         self.version += 1;
@@ -93,15 +91,15 @@ impl State {
             entry.service.chooser.lock().replace_scheduler(&shared.slots, scheduler);
         }
         entry.spec = spec.clone();
-        let persistence = persistence(spec);
-        if entry.service.persistence == persistence {
+        let (persistence, one_packet) = (persistence(spec), spec.one_packet);
+        if (entry.service.persistence, entry.service.one_packet) == (persistence, one_packet) {
             return Ok(());
         }
         // Data connections may outlive the persistence.
         let steers_more = takes_data(&key, spec) && !entry.takes_data;
         entry.takes_data |= steers_more;
         let Service { id, ref chooser, .. } = *entry.service;
-        entry.service = Arc::new(Service { id, key, chooser: Arc::clone(chooser), persistence });
+        entry.service = Arc::new(Service { id, key, chooser: Arc::clone(chooser), persistence, one_packet });
         let service = Arc::clone(&entry.service);
         self.configuration.services.insert(service);
         self.changed = true;

@@ -68,13 +68,10 @@ fn what_is_not_built_yet_is_refused_in_words_and_changes_nothing() {
     let mut bench = Bench::new(8);
     bench.add_service(80).unwrap();
     let service = |key, spec| Command::AddService { key, spec };
-    let rows = [
-        (service(key(81), ServiceSpec { one_packet: true, ..rr() }), "one-packet scheduling (-o)"),
-        (
-            service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
-            "the persistence engine 'sip' (--pe)",
-        ),
-    ];
+    let rows = [(
+        service(key(81), ServiceSpec { engine: Some("sip".to_owned()), ..rr() }),
+        "the persistence engine 'sip' (--pe)",
+    )];
     for (command, what) in rows {
         assert_eq!(bench.run(command), Err(ControlError::NotSupported(what.to_owned())));
     }
@@ -459,6 +456,13 @@ fn persistence_is_taken_over_in_place() {
     bench.run(Command::EditService { key: key(80), spec: rr() }).unwrap();
     assert_eq!(served(&mut bench).1, None);
     assert_eq!(bench.state.services(None).unwrap()[0].servers.len(), 1);
+    let one_packet = ServiceSpec { one_packet: true, ..rr() };
+    for (spec, expected) in [(one_packet, true), (rr(), false)] {
+        bench.run(Command::EditService { key: key(80), spec }).unwrap();
+        let (same, _, service) = served(&mut bench);
+        assert_eq!((same, service.one_packet), (id, expected));
+        assert!(Arc::ptr_eq(&before.chooser, &service.chooser));
+    }
 }
 
 #[test]

@@ -42,7 +42,13 @@ fn ftp_data_is_the_hosts() {
     let former = &lab.services[0];
     let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port: 21 };
     let chooser = Arc::clone(&former.chooser);
-    lab.services.push(Arc::new(Service { id: ServiceId(9), key, chooser, persistence: None }));
+    lab.services.push(Arc::new(Service {
+        id: ServiceId(9),
+        key,
+        chooser,
+        persistence: None,
+        one_packet: false,
+    }));
     lab.publish();
     let to = |source, port| build().transport(segment(source, port, SYN)).frame();
     assert_eq!(lab.one(to(4000, 21)).verdict, Verdict::Transmit(INSIDE));

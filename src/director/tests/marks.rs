@@ -25,6 +25,7 @@ impl Lab {
             id,
             key,
             persistence: None,
+            one_packet: false,
             chooser: Arc::new(Mutex::new(chooser)),
         }));
         let counters: Vec<Arc<RuleCounters>> = rules.iter().map(|_| Arc::default()).collect();

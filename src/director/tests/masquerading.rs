@@ -407,7 +407,8 @@ fn persistent_services_are_masqueraded_too_and_a_datagrams_answer_assures() {
     let persistence = Some(Persistence { timeout: Duration::from_secs(50), mask: ClientMask::ALL });
     for service in &mut lab.services {
         let Service { id, key, ref chooser, .. } = **service;
-        *service = Arc::new(Service { id, key, chooser: Arc::clone(chooser), persistence });
+        let (chooser, one_packet) = (Arc::clone(chooser), false);
+        *service = Arc::new(Service { id, key, chooser, persistence, one_packet });
         let mut chooser = service.chooser.lock();
         let present = chooser.servers()[0];
         lab.director.shared().slots.get(present.id).set_endpoint(present.address, present.port);

@@ -8,6 +8,7 @@ mod fragments;
 mod host;
 mod marks;
 mod masquerading;
+mod one_packet;
 mod persistence;
 mod splits;
 mod states;
@@ -120,6 +121,7 @@ impl Lab {
                 key,
                 chooser: Arc::new(Mutex::new(chooser)),
                 persistence: None,
+                one_packet: false,
             }));
         }
         let mut lab = Self {

@@ -20,8 +20,9 @@ impl Lab {
 
     fn set_persistence(&mut self, persistence: Option<Persistence>) {
         for service in &mut self.services {
-            let Service { id, key, ref chooser, .. } = **service;
-            *service = Arc::new(Service { id, key, chooser: Arc::clone(chooser), persistence });
+            let Service { id, key, ref chooser, one_packet, .. } = **service;
+            let chooser = Arc::clone(chooser);
+            *service = Arc::new(Service { id, key, chooser, persistence, one_packet });
         }
         self.publish();
     }
@@ -30,7 +31,8 @@ impl Lab {
     fn add_service(&mut self, port: u16) {
         let Service { ref chooser, persistence, .. } = *self.services[0];
         let key = ServiceKey::Address { protocol: Protocol::Tcp, address: VIP.into(), port };
-        let service = Service { id: ServiceId(9), key, chooser: Arc::clone(chooser), persistence };
+        let chooser = Arc::clone(chooser);
+        let service = Service { id: ServiceId(9), key, chooser, persistence, one_packet: false };
         self.services.push(Arc::new(service));
         self.publish();
     }
