@@ -22,12 +22,6 @@ impl Scheduler for DestinationHash {
         let position = bucket.checked_rem(servers.len());
         position.filter(|&position| may_take(slots.get(servers[position].id))).into()
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

@@ -51,8 +51,6 @@ impl Scheduler for LocalityBased {
         self.places.rebuild(servers);
     }
 
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
     fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
         self.lifetime = lifetimes.lblc;
     }

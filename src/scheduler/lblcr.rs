@@ -175,8 +175,6 @@ impl Scheduler for ReplicatingLocalityBased {
         self.places.rebuild(servers);
     }
 
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
     fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
         self.lifetime = lifetimes.lblcr;
     }

@@ -18,12 +18,6 @@ impl Scheduler for LeastConnections {
         // Of equal ones, `min_by_key` takes the first.
         taking.min_by_key(|(_, slot)| slot.overhead()).map(|(position, _)| position).into()
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

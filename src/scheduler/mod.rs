@@ -82,14 +82,15 @@ pub trait Scheduler: Send + Debug {
     /// Picks from `servers`, the list as of the last call to one of the others.
     fn choose(&mut self, servers: &[RealServer], slots: &ServerSlots, flow: &Flow) -> Choice;
 
-    /// The list has a new first element, or is new as a whole.
-    fn added(&mut self, servers: &[RealServer], slots: &ServerSlots);
+    /// The list has a new first element, or is new as a whole. Nothing to those that keep nothing of it; so with the next
+    /// two.
+    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 
     /// The element that was at `position` is gone from the list.
-    fn removed(&mut self, servers: &[RealServer], slots: &ServerSlots, position: usize);
+    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
 
     /// Weights may have changed; the list's members have not.
-    fn updated(&mut self, servers: &[RealServer], slots: &ServerSlots);
+    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 
     /// Takes over other lifetimes; until then, the default ones. Nothing to those that remember no destinations.
     fn set_lifetimes(&mut self, _lifetimes: Lifetimes) {}

@@ -14,12 +14,6 @@ impl Scheduler for NoScheduler {
     fn choose(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _flow: &Flow) -> Choice {
         Choice::None
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

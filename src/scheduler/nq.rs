@@ -20,12 +20,6 @@ impl Scheduler for NeverQueue {
         });
         idle.or_else(|| least_loaded(servers, slots, with_one_more)).into()
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

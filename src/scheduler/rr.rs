@@ -39,16 +39,12 @@ impl Scheduler for RoundRobin {
         Choice::None
     }
 
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
     fn removed(&mut self, servers: &[RealServer], _slots: &ServerSlots, position: usize) {
         // A cursor on the head of the list stays there, whoever goes.
         if self.cursor.is_some() && self.position(servers).is_none() {
             self.cursor = position.checked_sub(1).map(|before| (servers[before].id, before));
         }
     }
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

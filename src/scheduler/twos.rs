@@ -63,12 +63,6 @@ impl Scheduler for TwosChoice {
         // Nobody takes any, or weights were lowered while they were summed.
         taking(servers, slots).last().map(|(position, _)| position).into()
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]

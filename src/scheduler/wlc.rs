@@ -15,12 +15,6 @@ impl Scheduler for WeightedLeastConnections {
     fn choose(&mut self, servers: &[RealServer], slots: &ServerSlots, _flow: &Flow) -> Choice {
         least_loaded(servers, slots, ServerSlot::overhead).into()
     }
-
-    fn added(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
-
-    fn removed(&mut self, _servers: &[RealServer], _slots: &ServerSlots, _position: usize) {}
-
-    fn updated(&mut self, _servers: &[RealServer], _slots: &ServerSlots) {}
 }
 
 #[cfg(test)]
